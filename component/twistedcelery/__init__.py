@@ -1,0 +1,60 @@
+"""Celery for Twisted: send tasks, get Deferreds, never block the reactor.
+
+::
+
+    tx_app = TwistedCelery(app)
+    result = yield tx_app.send_task("my_app.tasks.add", args=(2, 3))
+    tx_app.disconnect()
+
+`twistedcelery.wamp` exposes the same tasks on a WAMP router.
+"""
+
+from __future__ import annotations
+
+from twistedcelery.call import TaskDeferred
+from twistedcelery.client import TwistedCelery
+from twistedcelery.errors import (
+    BrokerAccessRefused,
+    BrokerUnavailable,
+    CallCancelled,
+    ConfigurationError,
+    Disconnected,
+    EncodeError,
+    InvalidCall,
+    NoResultBackend,
+    Overloaded,
+    PublishError,
+    PublishRejected,
+    PublishUnconfirmed,
+    ReplyNotAccepted,
+    ReplyTooLarge,
+    ReplyUndecodable,
+    ResultBackendUnavailable,
+    ResultError,
+    TwistedCeleryError,
+    Unroutable,
+)
+
+__all__ = [
+    "BrokerAccessRefused",
+    "BrokerUnavailable",
+    "CallCancelled",
+    "ConfigurationError",
+    "Disconnected",
+    "EncodeError",
+    "InvalidCall",
+    "NoResultBackend",
+    "Overloaded",
+    "PublishError",
+    "PublishRejected",
+    "PublishUnconfirmed",
+    "ReplyNotAccepted",
+    "ReplyTooLarge",
+    "ReplyUndecodable",
+    "ResultBackendUnavailable",
+    "ResultError",
+    "TaskDeferred",
+    "TwistedCelery",
+    "TwistedCeleryError",
+    "Unroutable",
+]

@@ -1,0 +1,57 @@
+"""The command ``twistedcelery``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    :param arguments: without the program's name; ``sys.argv`` unless given
+    :return: the exit status
+    """
+    options = _parser().parse_args(arguments)
+    # Imported late: --help and --version need neither Twisted nor Autobahn.
+    from twistedcelery.demo import command
+
+    return command.run(broker=options.broker, backend=options.backend, port=options.port)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="twistedcelery", description="Celery tasks for Twisted, and for WAMP clients through Crossbar.io."
+    )
+    version = metadata.version("twistedcelery")
+    parser.add_argument("--version", action="version", version=f"twistedcelery {version}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    demo = commands.add_parser(
+        "demo",
+        help="run router, bridge and a worker on this machine, until Ctrl-C",
+        description="Run the demo of this checkout: a Crossbar.io router, the bridge and one Celery worker. "
+        "It needs no server and no root. Ctrl-C stops everything it started.",
+    )
+    demo.add_argument("--broker", metavar="URL", help="Celery broker (default: files in a temporary directory)")
+    demo.add_argument(
+        "--backend", metavar="URL", help="Celery result backend (default: files in a temporary directory)"
+    )
+    demo.add_argument(
+        "--port", type=_port, default=8080, metavar="N", help="port on 127.0.0.1 (default: %(default)s)"
+    )
+    return parser
+
+
+def _port(text: str) -> int:
+    if not (text.isdecimal() and 0 < int(text) < 2**16):
+        raise argparse.ArgumentTypeError(f"{text!r} is no port: give 1 to 65535")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,329 @@
+"""The client: a Celery application's tasks, called from Twisted."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from contextvars import copy_context
+from copy import deepcopy
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from celery.utils import uuid
+from twisted.internet.defer import CancelledError, Deferred, gatherResults, maybeDeferred, succeed
+from twisted.internet.interfaces import IReactorCore
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from twistedcelery.call import TaskDeferred
+from twistedcelery.encoder import Encoder
+from twistedcelery.errors import BrokerUnavailable, Disconnected, NoResultBackend, TwistedCeleryError
+from twistedcelery.pacing import Pacer
+from twistedcelery.pending import PendingCalls
+from twistedcelery.revoker import Revoker
+from twistedcelery.transports.choose import choose
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+    from twistedcelery.message import OutgoingMessage
+    from twistedcelery.transports.interface import Publisher, ResultSource
+
+__all__ = ["TwistedCelery"]
+
+_log = Logger()
+
+
+class TwistedCelery:
+    """Calls the tasks of a Celery application without blocking the reactor.
+
+    It connects by itself at the first call. Every method is to be called on the reactor's thread.
+    The application stays as it was: other threads may go on using it in Celery's own, blocking way.
+
+    :param app: a configured `celery.Celery`
+    :param reactor: the reactor to run on; the process's own where it is not given
+    :param publish_timeout: seconds for the broker to take a message, connecting included.
+        ``send_task(..., confirm_timeout=...)`` sets it for one call.
+    :param terminate: whether cancelling a call kills the process that runs its task already
+    :param transport: ``"auto"``: native where there is a native one, else Celery's own code in
+        two threads; ``"threads"``: always the latter
+    """
+
+    def __init__(
+        self,
+        app: Celery,
+        reactor: Any = None,
+        *,
+        publish_timeout: float = 10.0,
+        terminate: bool = False,
+        transport: str = "auto",
+    ) -> None:
+        if reactor is None:
+            # Importing it installs one, so it must not happen before somebody wants it.
+            from twisted.internet import reactor
+        self.app = app
+        self._reactor = reactor
+        self._publish_timeout = publish_timeout
+        self._terminate = terminate
+        self._transport = transport
+        self._pacer = Pacer(reactor, time.perf_counter)
+        self._pending = PendingCalls(self._forget)
+        self._revoker = Revoker(reactor, self._broadcast_revoke)
+        self._wires: _Wires | None = None
+        self._closing: Deferred[None] | None = None
+        self._closed_waiters: list[Deferred[None]] = []
+        self._shutdown_trigger: Any = None
+
+    @property
+    def connected(self) -> bool:
+        """Whether a task sent now would go out at once, and its result come back."""
+        return self._wires is not None and self._wires.publisher.connected and self._wires.results.connected
+
+    @property
+    def in_flight(self) -> int:
+        """The number of calls that have not ended."""
+        return len(self._pending)
+
+    def send_task(
+        self,
+        name: str,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        *positional: Any,
+        **options: Any,
+    ) -> TaskDeferred:
+        """Call a task by name, as ``Celery.send_task`` of the installed Celery does.
+
+        It never raises: what is wrong with the call fails the Deferred.
+
+        :param name: the task's name, such as ``"my_app.tasks.add"``
+        :param args: the task's positional arguments
+        :param kwargs: the task's keyword arguments
+        :param positional: Celery's further arguments, in Celery's order
+        :param options: every option of ``Celery.send_task``. ``retry=True`` allows the message to
+            be sent a second time, under the same task id, when the connection is lost before the
+            broker has confirmed it. ``connection``, ``producer`` and ``publisher`` are refused.
+        :return: fires with the task's value. It fails with the task's exception, with a
+            `PublishError` when the task did not get out, or with another `TwistedCeleryError`.
+        """
+        try:
+            wires = self._connect()
+            named = wires.encoder.options(positional, options)
+        except TwistedCeleryError as error:
+            call = self._new_call(options.get("task_id"), name)
+            call.fail_published(Failure(error))
+            return call
+        call = self._new_call(named.pop("task_id", None), name)
+        self._pending.add(call)
+        if self._pacer.has_room():
+            self._send(wires, call, args, kwargs, named)
+            return call
+        try:
+            # The caller may change them before their turn comes.
+            args, kwargs = deepcopy((args, kwargs))
+        except Exception:
+            # What cannot be copied is encoded while the caller waits; if it cannot be
+            # serialised either, that is reported as such.
+            self._send(wires, call, args, kwargs, named)
+            return call
+        context = copy_context()
+        self._pacer.enqueue(lambda: context.run(self._send, wires, call, args, kwargs, named))
+        return call
+
+    def revoke(self, task_id: str, terminate: bool = False, signal: str = "SIGTERM") -> Deferred[None]:
+        """Ask all workers to revoke a task.
+
+        :param terminate: kill the process that runs it, if one does
+        :param signal: the name of the signal to kill it with
+        :return: fires once the broker has taken the request, or fails with a `PublishError`
+        """
+        return self._revoker.revoke(task_id, terminate, signal)
+
+    def disconnect(self) -> Deferred[None]:
+        """End every pending call with `Disconnected`, and leave nothing behind.
+
+        :return: fires once no socket, thread or timer is left. Safe to call twice.
+        """
+        if self._closing is None:
+            self._closing = self._close().addErrback(_log_close_failure).addCallback(self._closed)
+        if self._closing.called:
+            return succeed(None)
+        waiter: Deferred[None] = Deferred()
+        self._closed_waiters.append(waiter)
+        return waiter
+
+    def _close(self) -> Deferred[None]:
+        self._revoker.flush()
+        self._pacer.stop()
+        self._pending.fail_all(
+            lambda call: Disconnected(
+                f"task {call.task_name} [{call.task_id}]: the client was disconnected before its result came"
+            )
+        )
+        wires, self._wires = self._wires, None
+        if wires is None:
+            return succeed(None)
+        closing = [maybeDeferred(wires.publisher.close), maybeDeferred(wires.results.close)]
+        return gatherResults(closing, consumeErrors=True).addCallback(lambda _: None)
+
+    def _closed(self, _: None) -> None:
+        if self._shutdown_trigger is not None:
+            self._reactor.removeSystemEventTrigger(self._shutdown_trigger)
+            self._shutdown_trigger = None
+        waiters, self._closed_waiters = self._closed_waiters, []
+        for waiter in waiters:
+            if not waiter.called:
+                waiter.callback(None)
+
+    def _connect(self) -> _Wires:
+        if self._closing is not None:
+            raise Disconnected("this TwistedCelery was disconnected; make a new one")
+        if self._wires is None:
+            publisher, results = choose(
+                self.app,
+                self._reactor,
+                self._pending,
+                publish_timeout=self._publish_timeout,
+                transport=self._transport,
+            )
+            self._wires = _Wires(Encoder(self.app, results.reply_to), publisher, results)
+            if IReactorCore.providedBy(self._reactor):
+                self._shutdown_trigger = self._reactor.addSystemEventTrigger(
+                    "before", "shutdown", self._disconnect_at_shutdown
+                )
+        return self._wires
+
+    def _disconnect_at_shutdown(self) -> Deferred[None]:
+        # The trigger is running, so there is nothing left to remove.
+        self._shutdown_trigger = None
+        return self.disconnect()
+
+    def _new_call(self, task_id: str | None, name: str) -> TaskDeferred:
+        return TaskDeferred(task_id or uuid(), name, self._call_cancelled, self.revoke)
+
+    def _send(
+        self,
+        wires: _Wires,
+        call: TaskDeferred,
+        args: Sequence[Any] | None,
+        kwargs: Mapping[str, Any] | None,
+        options: dict[str, Any],
+    ) -> None:
+        if call.called:
+            # Cancelled while it waited for its turn.
+            return
+        try:
+            encoded = wires.encoder.task(call.task_name, args, kwargs, call.task_id, options)
+        except TwistedCeleryError as error:
+            self._pending.discard(call)
+            call.fail_published(Failure(error))
+            return
+        message = encoded.message
+        watching = None if encoded.ignored else wires.results.watch(call.task_id)
+        if watching is None:
+            self._publish(wires, call, message, encoded.ignored)
+        else:
+            self._publish_once(watching, wires, call, message)
+        if encoded.event is not None:
+            wires.publisher.publish(encoded.event).addErrback(_log_event_lost)
+
+    def _publish_once(
+        self, watching: Deferred[None], wires: _Wires, call: TaskDeferred, message: OutgoingMessage
+    ) -> None:
+        """Publish when the result source is ready for the task, within the time for publishing."""
+        allowed = message.confirm_timeout or self._publish_timeout
+        deadline = self._reactor.seconds() + allowed
+
+        def publish(_: None) -> None:
+            if not call.called:
+                left = max(0.0, deadline - self._reactor.seconds())
+                self._publish(wires, call, replace(message, confirm_timeout=left), False)
+
+        def failed(failure: Failure) -> None:
+            if call.called:
+                return
+            if failure.check(CancelledError):
+                failure = Failure(
+                    BrokerUnavailable(f"nothing was ready to receive the task's result within {allowed:g} s")
+                )
+            self._pending.discard(call)
+            call.fail_published(failure)
+
+        watching.addTimeout(allowed, self._reactor, lambda failure, _: failure)
+        watching.addCallback(publish).addErrback(failed)
+
+    def _publish(self, wires: _Wires, call: TaskDeferred, message: OutgoingMessage, ignored: bool) -> None:
+        call.publication = wires.publisher.publish(message)
+        call.publication.addCallbacks(
+            self._published, self._not_published, callbackArgs=(wires, call, ignored), errbackArgs=(call,)
+        )
+
+    def _published(self, _: None, wires: _Wires, call: TaskDeferred, ignored: bool) -> None:
+        if call.called:
+            # A fast worker's reply can overtake the broker's confirmation.
+            return
+        call.mark_published()
+        if ignored:
+            self._pending.discard(call)
+            call.callback(None)
+        elif not wires.results.available:
+            self._pending.discard(call)
+            call.fail(NoResultBackend(f"task {call.task_name} was sent; {NoResultBackend.__doc__}"))
+
+    def _not_published(self, failure: Failure, call: TaskDeferred) -> None:
+        if not call.called:
+            self._pending.discard(call)
+            call.fail_published(failure)
+        elif not failure.check(CancelledError) and self._closing is None and call.meta is None:
+            # The caller cancelled after the message had left: the broker may have the task.
+            self._revoke_cancelled(call)
+
+    def _call_cancelled(self, call: TaskDeferred) -> None:
+        self._pending.discard(call)
+        if call.publication is None:
+            return
+        if call.publication.called:
+            self._revoke_cancelled(call)
+        else:
+            call.publication.cancel()
+
+    def _revoke_cancelled(self, call: TaskDeferred) -> None:
+        def lost(failure: Failure) -> None:
+            # The caller has gone; there is nobody else to tell.
+            _log.warn(
+                "task {id} was cancelled, but could not be revoked: {error}",
+                id=call.task_id,
+                error=failure.value,
+            )
+
+        self.revoke(call.task_id, self._terminate).addErrback(lost)
+
+    def _broadcast_revoke(self, task_ids: Sequence[str], terminate: bool, signal: str) -> Deferred[None]:
+        def broadcast() -> Deferred[None]:
+            wires = self._connect()
+            return wires.publisher.publish(wires.encoder.revoke(task_ids, terminate=terminate, signal=signal))
+
+        return maybeDeferred(broadcast)
+
+    def _forget(self, task_id: str) -> None:
+        if self._wires is not None:
+            self._wires.results.forget(task_id)
+
+
+class _Wires:
+    """What is made at the first call."""
+
+    def __init__(self, encoder: Encoder, publisher: Publisher, results: ResultSource) -> None:
+        self.encoder = encoder
+        self.publisher = publisher
+        self.results = results
+
+
+def _log_event_lost(failure: Failure) -> None:
+    # The event informs monitors; the task itself is published, or fails, on its own.
+    _log.warn("a task-sent event could not be published: {error}", error=failure.value)
+
+
+def _log_close_failure(failure: Failure) -> None:
+    # Nobody can do anything about it any more, but it must be seen.
+    _log.failure("disconnecting left something behind", failure=failure)

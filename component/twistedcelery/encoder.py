@@ -1,0 +1,272 @@
+"""Task calls and control commands in, `OutgoingMessage` out: Celery's and kombu's own code, recorded.
+
+``Celery.send_task`` accepts a producer. The one given here is a kombu ``Producer`` on a channel
+that keeps the finished message instead of sending it, so routing, execution options, ETA,
+expiry, stamps, signals, serialisation, compression and signing are those of the installed Celery.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import copy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import kombu.exceptions
+from kombu.messaging import Producer
+
+from twistedcelery.appview import view_of
+from twistedcelery.errors import EncodeError, InvalidCall
+from twistedcelery.message import OutgoingMessage
+
+if TYPE_CHECKING:
+    from celery import Celery
+    from kombu.connection import Connection
+
+__all__ = ["EncodedTask", "Encoder"]
+
+#: Options of ``send_task`` that would take the message past this client.
+_BLOCKING_OPTIONS = ("connection", "producer", "publisher")
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedTask:
+    """A task call, ready to be published.
+
+    :ivar message: asks for the task
+    :ivar event: the ``task-sent`` event, where ``task_send_sent_event`` is set
+    :ivar ignored: whether the task was asked to keep its result to itself
+    """
+
+    message: OutgoingMessage
+    event: OutgoingMessage | None
+    ignored: bool
+
+
+class Encoder:
+    """Turns calls into messages, with no I/O.
+
+    :param app: the configured Celery application
+    :param reply_to: the queue that workers reply to; ``None``: whatever Celery chooses
+    """
+
+    def __init__(self, app: Celery, reply_to: str | None = None) -> None:
+        self._view = view_of(app, reply_to)
+        # Never connected: Celery asks it for the transport's name and its exception classes.
+        self._connection = app.connection_for_write()
+        self._recorder = _Recorder(self._connection)
+        self._control = copy(app.control)
+        self._control.mailbox = copy(app.control.mailbox)
+        self._control.mailbox._producer_pool = _PoolOfOne(self._recorder)
+        self._option_names = [
+            name
+            for name, parameter in inspect.signature(type(app).send_task).parameters.items()
+            if parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
+        ][4:]
+
+    def options(self, positional: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Any]:
+        """Name the options that were passed by position, as the installed Celery orders them.
+
+        :param positional: what followed ``name, args, kwargs`` in the call
+        :raises InvalidCall: for more positions than Celery has, an option given twice, or an
+            option that names another way to the broker
+        """
+        options = dict(named)
+        if len(positional) > len(self._option_names):
+            raise InvalidCall(
+                f"send_task() takes at most {len(self._option_names) + 3} positional arguments, "
+                f"{len(positional) + 3} were given"
+            )
+        for name, value in zip(self._option_names, positional, strict=False):
+            if name in options:
+                raise InvalidCall(f"send_task() got multiple values for argument {name!r}")
+            options[name] = value
+        for name in _BLOCKING_OPTIONS:
+            if options.pop(name, None) is not None:
+                raise InvalidCall(
+                    f"send_task({name}=...) is for Celery's blocking client; here messages go over the "
+                    "client's own connection to broker_write_url"
+                )
+        # The result is the Deferred itself.
+        options.pop("result_cls", None)
+        return options
+
+    def task(
+        self,
+        name: str,
+        args: Sequence[Any] | None,
+        kwargs: Mapping[str, Any] | None,
+        task_id: str,
+        options: Mapping[str, Any],
+    ) -> EncodedTask:
+        """Encode a task call.
+
+        :param options: from `options`
+        :raises EncodeError: the arguments cannot be serialised
+        :raises InvalidCall: Celery refuses the arguments or the options
+        """
+        recorder = self._recorder
+        with _translated(f"task {name!r}"):
+            sent = self._view.send_task(
+                name, args, kwargs, task_id=task_id, producer=recorder, result_cls=_Sent, **options
+            )
+        message, *events = recorder.take(mandatory=True, resend=options.get("retry") is True)
+        return EncodedTask(message, events[0] if events else None, bool(sent.ignored))
+
+    def revoke(self, task_ids: Sequence[str], *, terminate: bool, signal: str) -> OutgoingMessage:
+        """Encode the broadcast that revokes tasks.
+
+        :param terminate: whether workers kill the process that runs such a task already
+        :param signal: the name of the signal that kills it
+        """
+        with _translated("revoke"):
+            self._control.revoke(
+                list(task_ids),
+                terminate=terminate,
+                signal=signal,
+                connection=self._connection,
+                channel=self._recorder.channel,
+            )
+        (message,) = self._recorder.take(mandatory=False, resend=True)
+        return message
+
+
+@contextmanager
+def _translated(what: str) -> Iterator[None]:
+    try:
+        yield
+    except kombu.exceptions.EncodeError as error:
+        raise EncodeError(f"{what}: the arguments cannot be serialised: {error}") from error
+    except Exception as error:
+        raise InvalidCall(f"{what}: {error}") from error
+
+
+class _Sent:
+    """What ``send_task`` returns, as small as Celery allows: it is also kept as a child of the
+    task that a worker is running, which asks for `as_tuple`."""
+
+    __slots__ = ("id", "ignored")
+
+    def __init__(self, id: str) -> None:
+        self.id = id
+        self.ignored: bool | None = None
+
+    def as_tuple(self) -> tuple[tuple[str, None], None]:
+        return (self.id, None), None
+
+
+class _Recorder(Producer):
+    """A kombu producer whose messages are kept until they are taken."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._declare: tuple[Any, ...] = ()
+        self._taken: list[tuple[_Prepared, dict[str, Any], tuple[Any, ...]]] = []
+        super().__init__(_RecordingChannel(connection, self._record), auto_declare=False)  # type: ignore[no-untyped-call]  # as all of kombu
+
+    def publish(
+        self,
+        body: Any,
+        *args: Any,
+        declare: Sequence[Any] | None = None,
+        retry: bool = False,
+        retry_policy: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        # Declaring and retrying are the transport's work: it has the connection.
+        self._declare = tuple(declare or ())
+        super().publish(body, *args, **options)  # type: ignore[no-untyped-call]  # as all of kombu
+
+    def _record(self, message: _Prepared, address: dict[str, Any]) -> None:
+        self._taken.append((message, address, self._declare))
+
+    def take(self, *, mandatory: bool, resend: bool) -> list[OutgoingMessage]:
+        """Hand over what was published since the last time; only the first is ``mandatory``."""
+        taken, self._taken = self._taken, []
+        return [
+            OutgoingMessage(
+                body=prepared.body,
+                properties=prepared.properties,
+                headers=prepared.headers,
+                exchange=address["exchange"],
+                routing_key=address["routing_key"],
+                declare=declare,
+                mandatory=mandatory and not index,
+                resend=resend,
+                confirm_timeout=address["confirm_timeout"] or address["timeout"],
+            )
+            for index, (prepared, address, declare) in enumerate(taken)
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    body: bytes
+    properties: dict[str, Any]
+    headers: dict[str, Any]
+
+
+class _RecordingChannel:
+    """As much of kombu's channel interface as ``kombu.Producer.publish`` uses."""
+
+    def __init__(self, connection: Connection, record: Any) -> None:
+        self.connection = _ChannelConnection(connection)
+        self._record = record
+
+    def prepare_message(
+        self,
+        body: bytes | str,
+        priority: int | None = None,
+        content_type: str | None = None,
+        content_encoding: str | None = None,
+        headers: dict[str, Any] | None = None,
+        properties: dict[str, Any] | None = None,
+    ) -> _Prepared:
+        return _Prepared(
+            body.encode("utf-8") if isinstance(body, str) else bytes(body),
+            {
+                "content_type": content_type,
+                "content_encoding": content_encoding,
+                "priority": priority,
+                **(properties or {}),
+            },
+            headers or {},
+        )
+
+    def basic_publish(
+        self,
+        message: _Prepared,
+        exchange: str = "",
+        routing_key: str = "",
+        timeout: float | None = None,
+        confirm_timeout: float | None = None,
+        **_flags: Any,
+    ) -> None:
+        self._record(
+            message,
+            {
+                "exchange": exchange,
+                "routing_key": routing_key,
+                "timeout": timeout,
+                "confirm_timeout": confirm_timeout,
+            },
+        )
+
+
+class _ChannelConnection:
+    """kombu finds its ``Connection`` as ``channel.connection.client``."""
+
+    def __init__(self, client: Connection) -> None:
+        self.client = client
+
+
+class _PoolOfOne:
+    """A producer pool for kombu's mailbox, which takes its producer from one."""
+
+    def __init__(self, recorder: _Recorder) -> None:
+        self._recorder = recorder
+
+    @contextmanager
+    def acquire(self) -> Iterator[_Recorder]:
+        yield self._recorder

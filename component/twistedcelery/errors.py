@@ -1,0 +1,138 @@
+"""Every error that twistedcelery raises, in one tree.
+
+::
+
+    TwistedCeleryError
+    ├── ConfigurationError            the Celery application or the bridge is set up wrong
+    │   └── NoResultBackend           the application has nowhere to put results
+    ├── PublishError                  the task did not (certainly) reach the broker
+    │   ├── InvalidCall               the arguments or options are not what Celery takes
+    │   ├── EncodeError               the arguments cannot be serialised
+    │   ├── BrokerUnavailable         no connection to the broker in time; nothing was sent
+    │   │   └── BrokerAccessRefused   the broker refused the credentials or the virtual host
+    │   ├── Unroutable                the broker has no queue for the task
+    │   ├── PublishRejected           the broker refused the message
+    │   ├── PublishUnconfirmed        sent, but the broker's confirmation never came
+    │   └── Overloaded                too many messages wait for the broker
+    ├── ResultError                   the task was sent; its result could not be had
+    │   ├── ReplyNotAccepted          the reply's content type is not in ``result_accept_content``
+    │   ├── ReplyUndecodable          the reply is not what Celery sends
+    │   ├── ReplyTooLarge             the reply would decompress to more than is allowed
+    │   └── ResultBackendUnavailable  the result backend did not answer in time
+    ├── CallCancelled                 the caller cancelled; the task is revoked
+    └── Disconnected                  ``disconnect()`` was called before the result came
+
+What a *task* raises is not in this tree: a call fails with the exception that
+``celery.result.AsyncResult.get()`` would have raised.
+"""
+
+from __future__ import annotations
+
+import kombu.exceptions
+from celery.exceptions import ImproperlyConfigured
+from twisted.internet import defer
+
+__all__ = [
+    "BrokerAccessRefused",
+    "BrokerUnavailable",
+    "CallCancelled",
+    "ConfigurationError",
+    "Disconnected",
+    "EncodeError",
+    "InvalidCall",
+    "NoResultBackend",
+    "Overloaded",
+    "PublishError",
+    "PublishRejected",
+    "PublishUnconfirmed",
+    "ReplyNotAccepted",
+    "ReplyTooLarge",
+    "ReplyUndecodable",
+    "ResultBackendUnavailable",
+    "ResultError",
+    "TwistedCeleryError",
+    "Unroutable",
+]
+
+
+class TwistedCeleryError(Exception):
+    """The root of all errors of this package."""
+
+
+class ConfigurationError(TwistedCeleryError, ImproperlyConfigured):
+    """The Celery application, or the bridge's configuration, cannot work as it is."""
+
+
+class NoResultBackend(ConfigurationError, NotImplementedError):
+    """The application has no result backend: the task was sent, its result cannot be had.
+
+    Set ``result_backend``, or pass ``ignore_result=True`` to send without waiting.
+    """
+
+
+class PublishError(TwistedCeleryError):
+    """The task did not reach the broker, or nobody can say whether it did."""
+
+
+class InvalidCall(PublishError, TypeError, ValueError):
+    """The arguments or options are not what Celery's own ``send_task`` takes. Nothing was sent."""
+
+
+class EncodeError(PublishError, kombu.exceptions.EncodeError):
+    """The task's arguments cannot be serialised. Nothing was sent."""
+
+
+class BrokerUnavailable(PublishError):
+    """There was no connection to the broker within the time allowed. Nothing was sent."""
+
+
+class BrokerAccessRefused(BrokerUnavailable):
+    """The broker refused the user name, the password or the virtual host. Nothing was sent."""
+
+
+class Unroutable(PublishError):
+    """The broker took the message and found no queue for it. No worker will see the task."""
+
+
+class PublishRejected(PublishError):
+    """The broker refused the message, or what had to be declared for it. The task will not run."""
+
+
+class PublishUnconfirmed(PublishError):
+    """The message was sent, and its confirmation did not come.
+
+    The broker may or may not have the task. It is sent again only for a caller who passed
+    ``retry=True``, and then under the same task id.
+    """
+
+
+class Overloaded(PublishError):
+    """Too many messages already wait for the broker. Nothing was sent; try again later."""
+
+
+class ResultError(TwistedCeleryError):
+    """The task was sent; its result could not be had."""
+
+
+class ReplyNotAccepted(ResultError, kombu.exceptions.ContentDisallowed):
+    """The reply has a content type that ``result_accept_content`` does not list."""
+
+
+class ReplyUndecodable(ResultError):
+    """The reply is not a result as Celery's workers send it."""
+
+
+class ReplyTooLarge(ResultError):
+    """The reply would decompress to more bytes than are allowed."""
+
+
+class ResultBackendUnavailable(ResultError):
+    """The result backend did not answer in the time allowed."""
+
+
+class CallCancelled(TwistedCeleryError, defer.CancelledError):
+    """The caller cancelled the call. The task is revoked; what it returns is not waited for."""
+
+
+class Disconnected(TwistedCeleryError):
+    """The client was disconnected before the call ended. The task itself may still run."""

@@ -1,0 +1,43 @@
+"""What crosses from the encoder to a transport: one message, ready for the wire."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["OutgoingMessage"]
+
+
+@dataclass(frozen=True, slots=True)
+class OutgoingMessage:
+    """One serialised message with its address.
+
+    :ivar body: the payload, as Celery's and kombu's own code serialised it
+    :ivar properties: the AMQP 0-9-1 basic properties under kombu's names (``content_type``,
+        ``content_encoding``, ``delivery_mode``, ``priority``, ``correlation_id``, ``reply_to``,
+        ``expiration`` in milliseconds as text, ...), without headers
+    :ivar headers: the AMQP headers table
+    :ivar exchange: the name of the exchange; ``""`` is the default exchange
+    :ivar declare: kombu entities (``Queue``, ``Exchange``) that must exist before the message is sent
+    :ivar mandatory: whether a message that reaches no queue is an error
+    :ivar resend: whether the caller allowed the same message to be sent again when its
+        confirmation is lost
+    :ivar confirm_timeout: seconds for the broker to take the message; ``None`` is the client's default
+    """
+
+    body: bytes
+    properties: Mapping[str, Any]
+    headers: Mapping[str, Any]
+    exchange: str
+    routing_key: str
+    declare: tuple[Any, ...] = ()
+    mandatory: bool = False
+    resend: bool = False
+    confirm_timeout: float | None = field(default=None)
+
+    @property
+    def task_id(self) -> str | None:
+        """The task this message asks for; ``None`` for control and event messages."""
+        task_id: str | None = self.properties.get("correlation_id")
+        return task_id

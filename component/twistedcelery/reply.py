@@ -1,0 +1,102 @@
+"""Bytes of a reply in, the state of a task out.
+
+Workers on the ``rpc://`` backend send each state as a message whose payload is the result meta
+that Celery's other backends store: ``status``, ``result``, ``traceback``, ``children``,
+``task_id`` (``celery.backends.rpc.RPCBackend._to_result``).
+"""
+
+from __future__ import annotations
+
+import bz2
+import lzma
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import kombu.exceptions
+from kombu.serialization import loads
+
+from twistedcelery.appview import OfflineBackend
+from twistedcelery.errors import ReplyNotAccepted, ReplyTooLarge, ReplyUndecodable
+
+__all__ = ["MAX_REPLY_BYTES", "ReplyDecoder"]
+
+#: What a compressed reply may grow to, in bytes.
+MAX_REPLY_BYTES = 256 * 1024 * 1024
+
+
+class _Decompressor(Protocol):
+    def decompress(self, data: bytes, max_length: int, /) -> bytes: ...
+
+
+#: Content types of kombu.compression that can be opened piece by piece, which a limit needs.
+_DECOMPRESSORS: Mapping[str, Callable[[], _Decompressor]] = {
+    "application/x-gzip": zlib.decompressobj,
+    "application/x-bz2": bz2.BZ2Decompressor,
+    "application/x-lzma": lzma.LZMADecompressor,
+    "application/x-xz": lzma.LZMADecompressor,
+}
+
+
+class ReplyDecoder:
+    """Decodes replies as one application accepts them.
+
+    :param app: the Celery application; ``result_accept_content``, or else ``accept_content``,
+        says which content types may be decoded
+    :param max_bytes: what a compressed reply may grow to
+    """
+
+    def __init__(self, app: Any, max_bytes: int = MAX_REPLY_BYTES) -> None:
+        self._backend = OfflineBackend(app)
+        self._max_bytes = max_bytes
+
+    @property
+    def expires(self) -> float | None:
+        """Seconds that results are kept (``result_expires``); ``None``: for ever."""
+        seconds: float | None = self._backend.expires
+        return seconds
+
+    def decode(
+        self, body: bytes, content_type: str | None, content_encoding: str | None, headers: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Decode one reply.
+
+        :return: the result meta, with exceptions rebuilt as ``AsyncResult.get()`` would see them
+        :raises ReplyNotAccepted: for a content type that the application does not accept
+        :raises ReplyTooLarge: for a compressed reply that would grow past the limit
+        :raises ReplyUndecodable: for anything else that is no result meta
+        """
+        compression = headers.get("compression")
+        if compression is not None:
+            body = self._decompress(body, compression)
+        try:
+            meta = loads(body, content_type, content_encoding, accept=self._backend.accept)  # type: ignore[no-untyped-call]  # as all of kombu
+        except kombu.exceptions.ContentDisallowed as error:
+            accepted = ", ".join(sorted(self._backend.accept))
+            raise ReplyNotAccepted(
+                f"the reply has content type {content_type!r}; result_accept_content allows {accepted}"
+            ) from error
+        except Exception as error:
+            # Serialisers are plug-ins: what they raise for bad bytes is theirs to choose.
+            raise ReplyUndecodable(f"the reply is not valid {content_type!r}: {error}") from error
+        if not isinstance(meta, dict) or not isinstance(meta.get("status"), str) or "result" not in meta:
+            raise ReplyUndecodable(
+                f"the reply is no task result (a mapping with 'status' and 'result'), but {type(meta).__name__}"
+            )
+        try:
+            decoded: dict[str, Any] = self._backend.meta_from_decoded(meta)
+        except Exception as error:
+            raise ReplyUndecodable(f"the reply's exception cannot be rebuilt: {error}") from error
+        return decoded
+
+    def _decompress(self, body: bytes, compression: str) -> bytes:
+        make = _DECOMPRESSORS.get(compression)
+        if make is None:
+            raise ReplyUndecodable(f"the reply is compressed with {compression!r}, which is not supported")
+        try:
+            opened = make().decompress(body, self._max_bytes + 1)
+        except Exception as error:
+            raise ReplyUndecodable(f"the reply is not valid {compression!r}: {error}") from error
+        if len(opened) > self._max_bytes:
+            raise ReplyTooLarge(f"the reply would decompress to more than {self._max_bytes} bytes")
+        return opened

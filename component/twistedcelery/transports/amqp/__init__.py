@@ -1,0 +1,47 @@
+"""The native AMQP transport: pika's Twisted adapter, no threads.
+
+The data's way: `publisher` and `results` each keep a `connection`, which asks `brokers` where to
+go and makes one `link` after another; `declarer` sees to queues and exchanges. pika is imported
+in `link` alone.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from kombu.utils.uuid import uuid
+from twisted.application.internet import backoffPolicy
+
+from twistedcelery.reply import ReplyDecoder
+from twistedcelery.transports.amqp.brokers import Brokers
+from twistedcelery.transports.amqp.connection import Connection
+from twistedcelery.transports.amqp.publisher import AmqpPublisher
+from twistedcelery.transports.amqp.results import AmqpResults
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+    from twistedcelery.transports.interface import ReplyReceiver
+
+__all__ = ["make_publisher", "make_results"]
+
+#: Seconds between attempts: from 0.1, growing, to 10, with a jitter so that many clients do not
+#: come back to a restarted broker all at once.
+_backoff = backoffPolicy(initialDelay=0.1, maxDelay=10.0, factor=1.5)
+
+
+def make_publisher(app: Celery, reactor: Any, publish_timeout: float) -> AmqpPublisher:
+    """Publish to ``broker_write_url``. Connects at the first message.
+
+    :param publish_timeout: seconds for the broker to take a message, connecting included
+    """
+    publisher = AmqpPublisher(reactor, publish_timeout)
+    brokers = Brokers(app.connection_for_write(), reactor, app.conf.broker_heartbeat or 0)
+    return publisher.use(Connection(brokers, publisher, reactor, _backoff))
+
+
+def make_results(app: Celery, reactor: Any, receiver: ReplyReceiver) -> AmqpResults:
+    """Consume replies from ``broker_read_url``. Connects when the first task is watched."""
+    results = AmqpResults(reactor, receiver, ReplyDecoder(app), uuid())
+    brokers = Brokers(app.connection_for_read(), reactor, app.conf.broker_heartbeat or 0)
+    return results.use(Connection(brokers, results, reactor, _backoff))

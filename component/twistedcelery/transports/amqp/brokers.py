@@ -1,0 +1,134 @@
+"""Where the broker is: Celery's settings in, endpoints and handshake parameters out.
+
+kombu's own ``Connection`` reads the URLs, the ``a;b`` failover lists and the failover strategy;
+it is never connected.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from OpenSSL import SSL
+from twisted.internet import endpoints
+from twisted.internet.interfaces import IStreamClientEndpoint
+from twisted.internet.ssl import (
+    Certificate,
+    CertificateOptions,
+    PrivateCertificate,
+    optionsForClientTLS,
+    trustRootFromCertificates,
+)
+from twisted.python.filepath import FilePath
+
+from twistedcelery.errors import ConfigurationError
+from twistedcelery.transports.amqp.link import LinkParameters
+
+if TYPE_CHECKING:
+    from kombu.connection import Connection
+
+__all__ = ["Broker", "Brokers"]
+
+
+@dataclass(frozen=True, slots=True)
+class Broker:
+    """One broker to try.
+
+    :ivar address: for people to read; without the password
+    """
+
+    endpoint: IStreamClientEndpoint
+    parameters: LinkParameters
+    address: str
+
+
+class Brokers:
+    """The brokers that one setting names, in the order in which to try them.
+
+    :param connection: from ``app.connection_for_write()`` or ``app.connection_for_read()``
+    :param reactor: for endpoints
+    :param heartbeat: seconds; 0 turns heartbeats off
+    """
+
+    def __init__(self, connection: Connection, reactor: Any, heartbeat: float) -> None:
+        self._connection = connection
+        self._reactor = reactor
+        self._heartbeat = int(heartbeat)
+        self.connect_timeout = float(connection.connect_timeout or 4.0)
+
+    def current(self) -> Broker:
+        """The broker to try now.
+
+        :raises ConfigurationError: when TLS is asked for with files that cannot be used
+        """
+        connection = self._connection
+        defaults = connection.transport.default_connection_params
+        host = connection.hostname or defaults["hostname"]
+        port = int(connection.port or defaults["port"])
+        userid = connection.userid or defaults["userid"]
+        password = connection.password or defaults["password"]
+        virtual_host = connection.virtual_host or "/"
+        tls = connection.ssl
+        if host == "localhost":
+            # As kombu does: RabbitMQ often listens on IPv4 alone.
+            host = "127.0.0.1"
+        endpoint: Any = endpoints.HostnameEndpoint(self._reactor, host, port)
+        if tls:
+            endpoint = endpoints.wrapClientTLS(
+                _tls_options(host, tls if isinstance(tls, dict) else {}), endpoint
+            )
+        return Broker(
+            endpoint,
+            LinkParameters(
+                userid=userid,
+                # kombu allows a function here, for passwords that expire.
+                password=password() if callable(password) else password,
+                virtual_host=virtual_host,
+                heartbeat=self._heartbeat,
+                name="twistedcelery",
+            ),
+            f"{'amqps' if tls else 'amqp'}://{userid}@{host}:{port}/{virtual_host.lstrip('/')}",
+        )
+
+    def advance(self) -> None:
+        """Turn to the next broker of the failover list; with one broker there is nothing to turn to."""
+        self._connection.maybe_switch_next()  # type: ignore[no-untyped-call]  # as all of kombu
+
+
+def _tls_options(host: str, settings: Mapping[str, Any]) -> Any:
+    """TLS for a client, from ``broker_use_ssl`` as py-amqp reads it (the names of `ssl.SSLContext`).
+
+    The certificate and the host name are verified unless ``cert_reqs`` is ``ssl.CERT_NONE``.
+    """
+    unknown = set(settings) - {"ca_certs", "certfile", "keyfile", "cert_reqs", "server_hostname"}
+    if unknown:
+        raise ConfigurationError(
+            f"broker_use_ssl has {', '.join(sorted(unknown))}; accepted are ca_certs, certfile, keyfile, "
+            "cert_reqs and server_hostname"
+        )
+    try:
+        trust = None
+        if settings.get("ca_certs"):
+            trust = trustRootFromCertificates(_certificates(settings["ca_certs"]))
+        own = None
+        if settings.get("certfile"):
+            pem = FilePath(settings["certfile"]).getContent()
+            if settings.get("keyfile"):
+                pem += b"\n" + FilePath(settings["keyfile"]).getContent()
+            own = PrivateCertificate.loadPEM(pem)
+    except (OSError, SSL.Error) as problem:
+        raise ConfigurationError(f"broker_use_ssl names a file that cannot be used: {problem}") from problem
+    if settings.get("cert_reqs") == ssl.CERT_NONE:
+        identity = {} if own is None else {"privateKey": own.privateKey.original, "certificate": own.original}
+        return CertificateOptions(verify=False, **identity)
+    name = settings.get("server_hostname") or host
+    return optionsForClientTLS(name, trustRoot=trust, clientCertificate=own)
+
+
+def _certificates(path: str) -> list[Certificate]:
+    """Every certificate of a PEM bundle."""
+    end = b"-----END CERTIFICATE-----"
+    parts = FilePath(path).getContent().split(end)[:-1]
+    return [Certificate.loadPEM(part + end + b"\n") for part in parts]

@@ -1,0 +1,78 @@
+"""Makes sure that what messages need exists on the broker, once for each link."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from typing import Any
+
+from twisted.internet.defer import Deferred, DeferredLock, inlineCallbacks
+
+from twistedcelery.errors import PublishRejected
+from twistedcelery.message import OutgoingMessage
+from twistedcelery.transports.amqp.declare import Declaration, declarations
+from twistedcelery.transports.amqp.link import AmqpChannel, AmqpLink
+
+__all__ = ["Declarer"]
+
+
+class Declarer:
+    """Declares queues and exchanges on a channel of its own.
+
+    The broker closes the channel on which it refuses a declaration, for example of a queue that
+    exists with other arguments. On a channel of its own that fails nothing but the messages
+    which need that queue.
+
+    :param link: lives as long as the declarer
+    """
+
+    def __init__(self, link: AmqpLink) -> None:
+        self._link = link
+        self._channel: AmqpChannel | None = None
+        self._one_at_a_time = DeferredLock()
+        # By identity, which is cheap; the entities are kept, so that no identity is used twice.
+        self._declared: dict[int, Any] = {}
+        self._exchanges = {""}
+
+    def missing(self, message: OutgoingMessage) -> bool:
+        """Whether something must be declared before the message can be sent."""
+        if message.exchange not in self._exchanges:
+            return True
+        return any(id(entity) not in self._declared for entity in message.declare)
+
+    @inlineCallbacks
+    def declare_for(self, message: OutgoingMessage) -> Generator[Deferred[Any], Any, None]:
+        """Declare what a message needs.
+
+        :return: fails with `PublishRejected` where the broker refuses, or with
+            `BrokerUnavailable` when the link is lost
+        """
+        yield self._one_at_a_time.acquire()
+        try:
+            for entity in message.declare:
+                if id(entity) not in self._declared:
+                    yield self._carry_out(declarations(entity))
+                    self._remember(entity)
+            if message.exchange not in self._exchanges:
+                # Publishing to an exchange that does not exist closes the channel for everybody.
+                check = Declaration("exchange_declare", {"exchange": message.exchange, "passive": True})
+                yield self._carry_out([check])
+                self._exchanges.add(message.exchange)
+        finally:
+            self._one_at_a_time.release()
+
+    def _remember(self, entity: Any) -> None:
+        exchange = getattr(entity, "exchange", entity)
+        self._exchanges.add(exchange.name if exchange is not None else "")
+        if entity.can_cache_declaration:
+            self._declared[id(entity)] = entity
+
+    @inlineCallbacks
+    def _carry_out(self, steps: Sequence[Declaration]) -> Generator[Deferred[Any], Any, None]:
+        if self._channel is None:
+            self._channel = yield self._link.open_channel()
+        try:
+            for step in steps:
+                yield self._channel.declare(step)
+        except PublishRejected:
+            self._channel = None
+            raise

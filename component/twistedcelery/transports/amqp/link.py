@@ -1,0 +1,332 @@
+"""One live AMQP connection. The only module that imports pika.
+
+pika's Twisted adapter does the protocol. Its per-message conveniences (a Deferred for each
+publish, a DeferredQueue for each consumer) cost more than the messages, so publishing and
+consuming go to pika's own channel, which takes plain callbacks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pika
+import pika.exceptions
+from pika.adapters.twisted_connection import TwistedChannel, TwistedProtocolConnection
+from pika.spec import Basic, BasicProperties
+from twisted.internet import defer, error
+from twisted.internet.interfaces import IAddress, IStreamClientEndpoint
+from twisted.internet.protocol import Factory, connectionDone
+from twisted.python.failure import Failure
+
+from twistedcelery._types import Clock
+from twistedcelery.errors import BrokerAccessRefused, BrokerUnavailable, EncodeError, PublishRejected
+from twistedcelery.message import OutgoingMessage
+from twistedcelery.transports.amqp.declare import Declaration
+
+__all__ = ["AmqpChannel", "AmqpLink", "Delivery", "LinkParameters", "open_link"]
+
+
+@dataclass(frozen=True, slots=True)
+class LinkParameters:
+    """What the AMQP handshake needs.
+
+    :ivar name: shown in RabbitMQ's list of connections
+    :ivar heartbeat: seconds; 0 turns heartbeats off
+    """
+
+    userid: str
+    password: str
+    virtual_host: str
+    heartbeat: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A message that a consumer received; the fields are AMQP's."""
+
+    body: bytes
+    content_type: str | None
+    content_encoding: str | None
+    correlation_id: str | None
+    headers: Mapping[str, Any]
+    delivery_tag: int
+
+
+def open_link(
+    endpoint: IStreamClientEndpoint, parameters: LinkParameters, reactor: Clock
+) -> defer.Deferred[AmqpLink]:
+    """Connect and shake hands.
+
+    :return: fires with the link once the broker has accepted it. It fails with
+        `BrokerAccessRefused` or another `BrokerUnavailable`. Cancelling it drops the connection;
+        there is no other limit on the time it takes.
+    """
+
+    def opened(protocol: _Protocol) -> defer.Deferred[AmqpLink]:
+        return protocol.opened.addCallback(lambda _: AmqpLink(protocol))
+
+    def translate(failure: Failure) -> Failure:
+        if failure.check(defer.CancelledError, BrokerUnavailable):
+            return failure
+        return Failure(_connection_error(failure.value))
+
+    # mypy cannot see that zope interfaces leave out self.
+    connect: Callable[[Factory], defer.Deferred[_Protocol]] = endpoint.connect  # type: ignore[assignment]
+    connecting = connect(_ProtocolFactory(parameters, reactor))
+    return connecting.addCallback(opened).addErrback(translate)
+
+
+class AmqpLink:
+    """An open AMQP connection; it ends once, and is not used again."""
+
+    def __init__(self, protocol: _Protocol) -> None:
+        self._protocol = protocol
+
+    def on_lost(self, callback: Callable[[BrokerUnavailable], None]) -> None:
+        """Be told, once, that the connection has ended, whoever ended it."""
+        self._protocol.when_lost(callback)
+
+    def open_channel(self) -> defer.Deferred[AmqpChannel]:
+        """Open a channel. Fails with `BrokerUnavailable` when the connection is lost first."""
+        try:
+            opening: defer.Deferred[TwistedChannel] = self._protocol.channel()
+        except pika.exceptions.AMQPError as closed:
+            return defer.fail(_connection_error(closed))
+        return opening.addCallbacks(AmqpChannel, lambda failure: Failure(_connection_error(failure.value)))
+
+    def close(self) -> None:
+        """Begin to close in good order; `on_lost` tells of the end. What was written before goes
+        out first."""
+        self._protocol.close()
+
+    def abort(self) -> None:
+        """Drop the connection now."""
+        self._protocol.abort()
+
+
+class AmqpChannel:
+    """A channel: publish with confirms, consume, declare."""
+
+    def __init__(self, channel: TwistedChannel) -> None:
+        self._calls = channel
+        # pika's plain channel behind its Twisted wrapper: see the top of this file.
+        self._channel = channel._channel
+
+    def on_closed(self, callback: Callable[[PublishRejected | BrokerUnavailable], None]) -> None:
+        """Be told, once, that the channel has ended: refused by the broker, or with its connection."""
+        self._calls.on_closed.addBoth(lambda reason: callback(_channel_error(reason)))
+
+    def _fail_when_closed(self, ready: defer.Deferred[None]) -> None:
+        def closed(reason: PublishRejected | BrokerUnavailable) -> None:
+            if not ready.called:
+                ready.errback(reason)
+
+        self.on_closed(closed)
+
+    # Publishing
+
+    def confirm_publishing(
+        self,
+        on_confirm: Callable[[int, bool, bool], None],
+        on_return: Callable[[str | None, str], None],
+    ) -> defer.Deferred[None]:
+        """Make the broker confirm each message (RabbitMQ's publisher confirms).
+
+        :param on_confirm: called as ``on_confirm(tag, multiple, taken)``; the first message
+            published on the channel has tag 1
+        :param on_return: called as ``on_return(correlation_id, reason)`` for a mandatory message
+            that reached no queue, before its confirmation
+        """
+        ready: defer.Deferred[None] = defer.Deferred()
+
+        def confirm(frame: Any) -> None:
+            method = frame.method
+            on_confirm(method.delivery_tag, method.multiple, isinstance(method, Basic.Ack))
+
+        def returned(_channel: Any, method: Any, properties: Any, _body: bytes) -> None:
+            on_return(properties.correlation_id, f"{method.reply_code} {method.reply_text}")
+
+        self._channel.add_on_return_callback(returned)
+        self._channel.confirm_delivery(confirm, lambda _frame: ready.callback(None))
+        self._fail_when_closed(ready)
+        return ready
+
+    def publish(self, message: OutgoingMessage) -> None:
+        """Write a message.
+
+        :raises EncodeError: when its properties or headers have no AMQP form
+        :raises BrokerUnavailable: when the channel is not open
+        """
+        try:
+            self._channel.basic_publish(
+                exchange=message.exchange,
+                routing_key=message.routing_key,
+                body=message.body,
+                properties=BasicProperties(headers=message.headers, **message.properties),
+                mandatory=message.mandatory,
+            )
+        except (pika.exceptions.ChannelWrongStateError, pika.exceptions.ConnectionWrongStateError) as closed:
+            raise _connection_error(closed) from closed
+        except Exception as problem:
+            # pika names no common class for what it cannot encode.
+            raise EncodeError(
+                f"the message for {message.routing_key!r} has no AMQP form; check its options and headers: {problem}"
+            ) from problem
+
+    # Consuming
+
+    def consume(
+        self,
+        queue: str,
+        prefetch: int,
+        on_delivery: Callable[[Delivery], None],
+        on_cancelled: Callable[[], None],
+    ) -> defer.Deferred[None]:
+        """Consume a queue; deliveries are acknowledged with `ack`.
+
+        :param prefetch: how many deliveries may be unacknowledged at once
+        :param on_cancelled: called when the broker ends the consumer, for example since the queue
+            was deleted
+        """
+
+        def deliver(_channel: Any, method: Any, properties: Any, body: bytes) -> None:
+            on_delivery(
+                Delivery(
+                    body,
+                    properties.content_type,
+                    properties.content_encoding,
+                    properties.correlation_id,
+                    properties.headers or {},
+                    method.delivery_tag,
+                )
+            )
+
+        ready: defer.Deferred[None] = defer.Deferred()
+        self._channel.add_on_cancel_callback(lambda _frame: on_cancelled())
+        self._fail_when_closed(ready)
+
+        def begin(_: object) -> None:
+            self._channel.basic_consume(queue, deliver, callback=lambda _frame: ready.callback(None))
+
+        def refused(failure: Failure) -> None:
+            if not ready.called:
+                ready.errback(_channel_error(failure))
+
+        self._calls.basic_qos(prefetch_count=prefetch).addCallback(begin).addErrback(refused)
+        return ready
+
+    def ack(self, delivery_tag: int) -> None:
+        """Acknowledge every delivery up to this one. Does nothing on a closed channel: the broker
+        delivers them again."""
+        if self._channel.is_open:
+            self._channel.basic_ack(delivery_tag, multiple=True)
+
+    # Declaring
+
+    def declare(self, declaration: Declaration) -> defer.Deferred[Any]:
+        """Carry out one declaration.
+
+        :return: fails with `PublishRejected` where the broker refuses it (which also closes the
+            channel), or with `BrokerUnavailable`
+        """
+        method = getattr(self._calls, declaration.method)
+        calling: defer.Deferred[Any] = method(**declaration.arguments)
+        return calling.addErrback(lambda failure: Failure(_channel_error(failure)))
+
+    def delete_queue(self, queue: str) -> defer.Deferred[Any]:
+        """Delete a queue. One that does not exist is no error."""
+        calling: defer.Deferred[Any] = self._calls.queue_delete(queue)
+        return calling.addErrback(lambda failure: Failure(_channel_error(failure)))
+
+
+class _Protocol(TwistedProtocolConnection):
+    """pika's protocol, with the reason why a handshake failed, and a way to drop it."""
+
+    def __init__(self, parameters: pika.ConnectionParameters, reactor: Clock) -> None:
+        super().__init__(parameters, custom_reactor=reactor)
+        self._reason: BaseException | None = None
+        self._lost_callbacks: list[Callable[[BrokerUnavailable], None]] = []
+        self._lost: BrokerUnavailable | None = None
+        self.opened: defer.Deferred[None] = defer.Deferred(canceller=lambda _: self.abort())
+        self.ready.addCallbacks(lambda _: self.opened.callback(None), self._not_opened)
+
+    def _not_opened(self, failure: Failure) -> None:
+        if not self.opened.called:
+            self.opened.errback(_connection_error(self._reason or failure.value))
+
+    # pika hands the reason to this method and then forgets it.
+    def _on_connection_failed(self, connection: Any, reason: BaseException | None = None) -> None:
+        self._reason = reason
+        super()._on_connection_failed(connection, reason)
+
+    def _on_connection_closed(self, connection: Any, reason: BaseException) -> None:
+        self._reason = reason
+        super()._on_connection_closed(connection, reason)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        super().connectionLost(reason)
+        self._lost = _connection_error(self._reason or reason.value)
+        callbacks, self._lost_callbacks = self._lost_callbacks, []
+        for callback in callbacks:
+            callback(self._lost)
+
+    def when_lost(self, callback: Callable[[BrokerUnavailable], None]) -> None:
+        if self._lost is not None:
+            callback(self._lost)
+        else:
+            self._lost_callbacks.append(callback)
+
+    def abort(self) -> None:
+        if self.transport is not None:
+            self.transport.abortConnection()
+
+
+class _ProtocolFactory(Factory):
+    noisy = False
+
+    def __init__(self, parameters: LinkParameters, reactor: Clock) -> None:
+        self._parameters = pika.ConnectionParameters(
+            virtual_host=parameters.virtual_host,
+            credentials=pika.PlainCredentials(parameters.userid, parameters.password),
+            heartbeat=parameters.heartbeat,
+            client_properties={"connection_name": parameters.name},
+        )
+        self._reactor = reactor
+
+    def buildProtocol(self, addr: IAddress | None) -> _Protocol:
+        return _Protocol(self._parameters, self._reactor)
+
+
+def _connection_error(reason: BaseException | None) -> BrokerUnavailable:
+    """Translate what pika or Twisted say of a connection."""
+    if isinstance(reason, pika.exceptions.ConnectionClosed):
+        refused = reason.reply_code in (403, 530)
+        text = f"the broker closed the connection: {reason.reply_code} {reason.reply_text}"
+    elif isinstance(
+        reason, (pika.exceptions.AuthenticationError, pika.exceptions.ProbableAuthenticationError)
+    ):
+        refused, text = True, "the broker refused the user name or the password"
+    elif isinstance(reason, pika.exceptions.ProbableAccessDeniedError):
+        refused, text = True, "the broker refused the virtual host"
+    elif isinstance(reason, pika.exceptions.StreamLostError | error.ConnectionDone):
+        refused, text = False, "the connection to the broker was lost"
+    else:
+        refused, text = False, str(reason) or type(reason).__name__
+    translated = BrokerAccessRefused(text) if refused else BrokerUnavailable(text)
+    translated.__cause__ = reason
+    return translated
+
+
+def _channel_error(reason: Any) -> PublishRejected | BrokerUnavailable:
+    """Translate why a channel ended: refused by the broker, or lost with its connection."""
+    exception = reason.value if isinstance(reason, Failure) else reason
+    if isinstance(exception, PublishRejected | BrokerUnavailable):
+        return exception
+    if isinstance(exception, pika.exceptions.ChannelClosedByBroker):
+        translated = PublishRejected(f"the broker refused: {exception.reply_code} {exception.reply_text}")
+        translated.__cause__ = exception
+        return translated
+    return _connection_error(exception)

@@ -1,0 +1,287 @@
+"""Messages to the broker over AMQP, each confirmed."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+from twisted.internet.defer import CancelledError, Deferred, fail
+from twisted.python.failure import Failure
+
+from twistedcelery._types import Clock
+from twistedcelery.errors import (
+    BrokerAccessRefused,
+    BrokerUnavailable,
+    Disconnected,
+    Overloaded,
+    PublishError,
+    PublishRejected,
+    PublishUnconfirmed,
+    TwistedCeleryError,
+    Unroutable,
+)
+from twistedcelery.message import OutgoingMessage
+from twistedcelery.transports.amqp.connection import Connection, State
+from twistedcelery.transports.amqp.declarer import Declarer
+from twistedcelery.transports.amqp.link import AmqpChannel, AmqpLink
+from twistedcelery.transports.deadlines import Deadlines
+
+__all__ = ["AmqpPublisher"]
+
+
+class AmqpPublisher:
+    """A `twistedcelery.transports.interface.Publisher` over one AMQP connection.
+
+    Messages wait, bounded in number and time, while there is no link, and while the broker is
+    slow to confirm. When a link is lost, what was not sent yet waits for the next one. What was
+    sent and not confirmed fails with `PublishUnconfirmed`, unless its caller allowed it to be
+    sent again.
+
+    :param reactor: for time
+    :param publish_timeout: seconds for the broker to take a message that sets no limit of its own
+    :param max_waiting: messages that may wait to be sent
+    :param max_unconfirmed: messages that may be sent and not confirmed
+    """
+
+    def __init__(
+        self,
+        reactor: Clock,
+        publish_timeout: float,
+        max_waiting: int = 50_000,
+        max_unconfirmed: int = 5_000,
+    ) -> None:
+        self._publish_timeout = publish_timeout
+        self._max_waiting = max_waiting
+        self._max_unconfirmed = max_unconfirmed
+        self._deadlines: Deadlines[_Publication] = Deadlines(reactor, self._expired)
+        self._waiting: deque[_Publication] = deque()
+        self._declaring: dict[_Publication, None] = {}
+        self._unconfirmed: dict[int, _Publication] = {}
+        self._returnable: dict[str, _Publication] = {}
+        self._last_tag = 0
+        self._channel: AmqpChannel | None = None
+        self._declarer: Declarer | None = None
+        self._reason: BrokerUnavailable | None = None
+        self._connection: Connection
+
+    def use(self, connection: Connection) -> AmqpPublisher:
+        """Publish over a connection, whose user this is."""
+        self._connection = connection
+        return self
+
+    @property
+    def connected(self) -> bool:
+        """Whether a message published now would go out at once."""
+        return self._connection.state is State.UP
+
+    def publish(self, message: OutgoingMessage) -> Deferred[None]:
+        """As `twistedcelery.transports.interface.Publisher.publish`."""
+        if self._connection.state in (State.CLOSING, State.CLOSED):
+            return fail(Disconnected("the connection to the broker was closed by disconnect()"))
+        if len(self._waiting) >= self._max_waiting:
+            return fail(
+                Overloaded(f"{self._max_waiting} messages already wait for the broker; try again later")
+            )
+        publication = _Publication(message)
+        allowed = message.confirm_timeout
+        self._deadlines.add(self._publish_timeout if allowed is None else allowed, publication)
+        if self._waiting or not self._has_room():
+            self._waiting.append(publication)
+            self._connection.start()
+        else:
+            self._dispatch(publication)
+        return publication.done
+
+    def close(self) -> Deferred[None]:
+        """As `twistedcelery.transports.interface.Publisher.close`."""
+        unfinished = [*self._unconfirmed.values(), *self._declaring, *self._waiting]
+        for collection in (self._unconfirmed, self._returnable, self._declaring, self._waiting):
+            collection.clear()
+        self._deadlines.stop()
+        closed = self._connection.close()
+        for publication in unfinished:
+            publication.fail(
+                Disconnected("the client was disconnected before the broker confirmed the message")
+            )
+        return closed
+
+    # The connection's user
+
+    def prepare(self, link: AmqpLink) -> Deferred[None]:
+        """Open the publishing channel of a new link."""
+
+        def opened(channel: AmqpChannel) -> Deferred[None]:
+            self._channel = channel
+            self._last_tag = 0
+            # Without its channel the link is of no use here.
+            channel.on_closed(lambda _reason: link.abort())
+            return channel.confirm_publishing(self._confirmed, self._returned)
+
+        self._declarer = Declarer(link)
+        return link.open_channel().addCallback(opened)
+
+    def connection_up(self) -> None:
+        """Send what waits."""
+        self._reason = None
+        self._pump()
+
+    def connection_lost(self, reason: BrokerUnavailable) -> None:
+        """Settle, or keep for the next link, what the lost one leaves."""
+        self._reason = reason
+        self._channel = self._declarer = None
+        sent = list(self._unconfirmed.values())
+        self._unconfirmed.clear()
+        self._returnable.clear()
+        again = [publication for publication in sent if publication.message.resend]
+        self._waiting.extendleft(reversed(again))
+        for publication in again:
+            publication.sent = False
+        for publication in sent:
+            if not publication.message.resend:
+                publication.fail(_unconfirmed(publication.message, str(reason)))
+        if isinstance(reason, BrokerAccessRefused):
+            # Waiting does not help: somebody has to change the password or the permissions.
+            refused = list(self._waiting)
+            self._waiting.clear()
+            for publication in refused:
+                publication.fail(BrokerAccessRefused(str(reason)))
+
+    # The way of one message
+
+    def _has_room(self) -> bool:
+        return self._channel is not None and self.connected and len(self._unconfirmed) < self._max_unconfirmed
+
+    def _pump(self) -> None:
+        while self._waiting and self._has_room():
+            publication = self._waiting.popleft()
+            if not publication.settled:
+                self._dispatch(publication)
+
+    def _dispatch(self, publication: _Publication) -> None:
+        declarer = self._declarer
+        assert declarer is not None
+        if not declarer.missing(publication.message):
+            self._send(publication)
+            return
+        self._declaring[publication] = None
+        declarer.declare_for(publication.message).addBoth(self._declared, publication)
+
+    def _declared(self, outcome: Failure | None, publication: _Publication) -> None:
+        if self._declaring.pop(publication, publication) is publication or publication.settled:
+            return
+        if not isinstance(outcome, Failure):
+            if self._has_room():
+                self._send(publication)
+            else:
+                self._waiting.append(publication)
+        elif outcome.check(BrokerUnavailable):
+            # It was not sent, so it may wait for the next link.
+            self._waiting.append(publication)
+            self._pump()
+        elif outcome.check(PublishRejected):
+            error = PublishRejected(f"{_described(publication.message)} cannot be sent: {outcome.value}")
+            error.__cause__ = outcome.value
+            publication.fail(error)
+        else:
+            error = PublishRejected(f"{_described(publication.message)}: what it needs cannot be declared")
+            error.__cause__ = outcome.value
+            publication.fail(error)
+
+    def _send(self, publication: _Publication) -> None:
+        assert self._channel is not None
+        message = publication.message
+        try:
+            self._channel.publish(message)
+        except BrokerUnavailable:
+            # The link's end is about to be reported; the message waits for the next one.
+            self._waiting.appendleft(publication)
+            return
+        except TwistedCeleryError as error:
+            publication.fail(error)
+            return
+        publication.sent = True
+        self._last_tag += 1
+        self._unconfirmed[self._last_tag] = publication
+        if message.mandatory and message.task_id is not None:
+            self._returnable[message.task_id] = publication
+
+    def _returned(self, task_id: str | None, reason: str) -> None:
+        publication = self._returnable.get(task_id) if task_id is not None else None
+        if publication is not None:
+            publication.returned = reason
+
+    def _confirmed(self, tag: int, multiple: bool, taken: bool) -> None:
+        if multiple:
+            tags = [earlier for earlier in self._unconfirmed if earlier <= tag]
+        else:
+            tags = [tag] if tag in self._unconfirmed else []
+        for each in tags:
+            publication = self._unconfirmed.pop(each)
+            message = publication.message
+            if message.task_id is not None and self._returnable.get(message.task_id) is publication:
+                del self._returnable[message.task_id]
+            if publication.returned is not None:
+                publication.fail(
+                    Unroutable(
+                        f"{_described(message)}: no queue takes it (the broker says {publication.returned})"
+                    )
+                )
+            elif not taken:
+                publication.fail(
+                    PublishRejected(f"{_described(message)}: the broker refused it (basic.nack)")
+                )
+            else:
+                publication.succeed()
+        if self._waiting:
+            self._pump()
+
+    def _expired(self, publication: _Publication) -> None:
+        message = publication.message
+        if publication.sent:
+            publication.fail(_unconfirmed(message, "the confirmation did not come in time"))
+            return
+        self._declaring.pop(publication, None)
+        why = self._reason or "it is connected, but takes no messages"
+        publication.fail(BrokerUnavailable(f"{_described(message)} was not sent: {why}"))
+
+
+class _Publication:
+    """One message on its way."""
+
+    __slots__ = ("done", "message", "returned", "sent", "settled")
+
+    def __init__(self, message: OutgoingMessage) -> None:
+        self.message = message
+        self.done: Deferred[None] = Deferred(self._cancelled)
+        self.sent = False
+        self.returned: str | None = None
+        self.settled = False
+
+    def succeed(self) -> None:
+        if not self.settled:
+            self.settled = True
+            self.done.callback(None)
+
+    def fail(self, error: TwistedCeleryError | CancelledError) -> None:
+        if not self.settled:
+            self.settled = True
+            self.done.errback(Failure(error))
+
+    def _cancelled(self, _: Deferred[Any]) -> None:
+        error: PublishError | CancelledError = CancelledError()
+        if self.sent:
+            error = _unconfirmed(self.message, "its caller cancelled before the confirmation came")
+        self.fail(error)
+
+
+def _described(message: OutgoingMessage) -> str:
+    if message.task_id is None:
+        return f"the message to {message.exchange or message.routing_key!r}"
+    return f"task {message.headers.get('task', '')} [{message.task_id}]".replace("  ", " ")
+
+
+def _unconfirmed(message: OutgoingMessage, why: str) -> PublishUnconfirmed:
+    return PublishUnconfirmed(
+        f"{_described(message)} was sent, but not confirmed: {why}. The broker may or may not have it; "
+        "retry=True allows it to be sent again under the same id"
+    )

@@ -1,0 +1,163 @@
+"""States and results over AMQP: Celery's ``rpc://`` with a reply queue that survives.
+
+The queue that Celery's own client declares is deleted with its only consumer, and results in
+flight with it. This one stays while the connection is made anew; the broker deletes it when it
+has had no consumer for ``x-expires``, and `AmqpResults.close` deletes it at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any
+
+from twisted.internet.defer import Deferred, fail, inlineCallbacks
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from twistedcelery._types import Clock, Timer
+from twistedcelery.errors import BrokerAccessRefused, BrokerUnavailable, Disconnected, ResultError
+from twistedcelery.reply import ReplyDecoder
+from twistedcelery.transports.amqp.connection import Connection, State
+from twistedcelery.transports.amqp.declare import Declaration
+from twistedcelery.transports.amqp.link import AmqpChannel, AmqpLink, Delivery
+from twistedcelery.transports.interface import ReplyReceiver
+
+__all__ = ["AmqpResults"]
+
+_log = Logger()
+
+#: Deliveries that may be unacknowledged: what the broker sends ahead.
+PREFETCH = 500
+
+#: The least and the usual time, in seconds, that the reply queue outlives its consumer.
+MIN_EXPIRES = 600
+DEFAULT_EXPIRES = 86_400
+
+
+class AmqpResults:
+    """A `twistedcelery.transports.interface.ResultSource` on a reply queue of its own.
+
+    :param reactor: for time
+    :param receiver: is told of each state
+    :param decoder: reads the replies
+    :param queue: the reply queue's name
+    """
+
+    available = True
+
+    def __init__(self, reactor: Clock, receiver: ReplyReceiver, decoder: ReplyDecoder, queue: str) -> None:
+        self._reactor = reactor
+        self._receiver = receiver
+        self._decoder = decoder
+        self._queue = queue
+        self._waiters: list[Deferred[None]] = []
+        self._channel: AmqpChannel | None = None
+        self._to_ack: int | None = None
+        self._ack_turn: Timer | None = None
+        self._connection: Connection
+
+    def use(self, connection: Connection) -> AmqpResults:
+        """Consume over a connection, whose user this is."""
+        self._connection = connection
+        return self
+
+    @property
+    def connected(self) -> bool:
+        """Whether a state sent now would be seen at once."""
+        return self._connection.state is State.UP
+
+    @property
+    def reply_to(self) -> str:
+        """The reply queue."""
+        return self._queue
+
+    def watch(self, task_id: str) -> Deferred[None] | None:
+        """As `twistedcelery.transports.interface.ResultSource.watch`; the queue serves all tasks."""
+        state = self._connection.state
+        if state is State.UP:
+            return None
+        if state in (State.CLOSING, State.CLOSED):
+            return fail(Disconnected("the connection for results was closed by disconnect()"))
+        self._connection.start()
+        waiter: Deferred[None] = Deferred()
+        self._waiters.append(waiter)
+        return waiter
+
+    def forget(self, task_id: str) -> None:
+        """As `twistedcelery.transports.interface.ResultSource.forget`; nothing is kept by task."""
+
+    def close(self) -> Deferred[None]:
+        """As `twistedcelery.transports.interface.ResultSource.close`; deletes the reply queue."""
+        if self._ack_turn is not None:
+            self._ack_turn.cancel()
+            self._ack_turn = None
+        if self._channel is not None and self.connected:
+            # It goes out before the closing handshake; nobody needs to wait for its answer.
+            self._channel.delete_queue(self._queue).addErrback(
+                lambda failure: _log.debug("the reply queue was left to expire: {error}", error=failure.value)
+            )
+        closed = self._connection.close()
+        self._fail_waiters(Disconnected("the client was disconnected before the task was sent"))
+        return closed
+
+    # The connection's user
+
+    @inlineCallbacks
+    def prepare(self, link: AmqpLink) -> Generator[Deferred[Any], Any, None]:
+        """Declare the reply queue and consume it on a new link."""
+        channel: AmqpChannel = yield link.open_channel()
+        channel.on_closed(lambda _reason: link.abort())
+        expires = max(MIN_EXPIRES, self._decoder.expires or DEFAULT_EXPIRES)
+        yield channel.declare(
+            Declaration(
+                "queue_declare",
+                {"queue": self._queue, "durable": True, "arguments": {"x-expires": int(expires * 1000)}},
+            )
+        )
+        # The broker ends the consumer when the queue is deleted under it; the next link declares
+        # it again.
+        yield channel.consume(self._queue, PREFETCH, self._delivered, on_cancelled=link.abort)
+        self._channel = channel
+
+    def connection_up(self) -> None:
+        """Tell those who wait that tasks may be published."""
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.called:
+                waiter.callback(None)
+
+    def connection_lost(self, reason: BrokerUnavailable) -> None:
+        """Wait for the next link, but not for a password that is wrong."""
+        self._channel = None
+        self._to_ack = None
+        if isinstance(reason, BrokerAccessRefused):
+            self._fail_waiters(reason)
+
+    def _fail_waiters(self, error: Exception) -> None:
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.called:
+                waiter.errback(Failure(error))
+
+    def _delivered(self, delivery: Delivery) -> None:
+        # One acknowledgement for all deliveries of a reactor turn.
+        self._to_ack = delivery.delivery_tag
+        if self._ack_turn is None:
+            self._ack_turn = self._reactor.callLater(0, self._ack)
+        task_id = delivery.correlation_id
+        if task_id is None:
+            _log.warn("a reply without a correlation id is dropped")
+            return
+        try:
+            meta = self._decoder.decode(
+                delivery.body, delivery.content_type, delivery.content_encoding, delivery.headers
+            )
+        except ResultError as error:
+            self._receiver.reply_failed(task_id, error)
+            return
+        self._receiver.state_changed(task_id, meta)
+
+    def _ack(self) -> None:
+        self._ack_turn = None
+        if self._channel is not None and self._to_ack is not None:
+            self._channel.ack(self._to_ack)

@@ -1,0 +1,71 @@
+"""Many time limits, one timer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from heapq import heappop, heappush
+from itertools import count
+from typing import Generic, Protocol, TypeVar
+
+from twistedcelery._types import Clock, Timer
+
+__all__ = ["Deadlines"]
+
+
+class Settleable(Protocol):
+    """Something that may be over before its time is."""
+
+    @property
+    def settled(self) -> bool: ...
+
+
+T = TypeVar("T", bound=Settleable)
+
+
+class Deadlines(Generic[T]):
+    """Calls back for each item that is not settled in time.
+
+    A timer for each message would cost more than the message.
+
+    :param reactor: for time
+    :param expired: called with each item whose time is up
+    """
+
+    def __init__(self, reactor: Clock, expired: Callable[[T], None]) -> None:
+        self._reactor = reactor
+        self._expired = expired
+        self._heap: list[tuple[float, int, T]] = []
+        self._order = count()
+        self._timer: Timer | None = None
+        self._timer_at = 0.0
+
+    def add(self, seconds: float, item: T) -> None:
+        """Limit an item's time, from now."""
+        at = self._reactor.seconds() + seconds
+        heappush(self._heap, (at, next(self._order), item))
+        if self._timer is None or at < self._timer_at:
+            self._schedule()
+
+    def stop(self) -> None:
+        """Forget all items."""
+        self._heap.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _schedule(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = self._heap[0][0]
+        self._timer = self._reactor.callLater(max(0.0, self._timer_at - self._reactor.seconds()), self._check)
+
+    def _check(self) -> None:
+        self._timer = None
+        now = self._reactor.seconds()
+        while self._heap and (self._heap[0][2].settled or self._heap[0][0] <= now):
+            item = heappop(self._heap)[2]
+            if not item.settled:
+                self._expired(item)
+        # An item that expired may have added another one.
+        if self._heap and self._timer is None:
+            self._schedule()
