@@ -1,0 +1,42 @@
+"""A private redis-server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.support.debian import require
+from tests.support.ports import free_port, reachable
+from tests.support.process import Process
+
+__all__ = ["RedisServer"]
+
+
+class RedisServer:
+    """A redis-server that keeps nothing on disk. Its methods block."""
+
+    def __init__(self, directory: Path) -> None:
+        self.port = free_port()
+        options = {"port": self.port, "bind": "127.0.0.1", "save": "", "appendonly": "no", "dir": directory}
+        command = [str(require("redis-server"))]
+        for option, value in options.items():
+            command += [f"--{option}", str(value)]
+        self.process = Process(command, directory=directory, name=f"redis-{self.port}")
+
+    def url(self, database: int = 0) -> str:
+        """The URL of one of its databases, 0 to 15."""
+        return f"redis://127.0.0.1:{self.port}/{database}"
+
+    def start(self) -> None:
+        """Start it, on the same port as before, and wait until it answers a PING."""
+        self.process.start()
+        self.process.wait_until(
+            lambda: reachable(self.port, send=b"PING\r\n", expect=b"+PONG"), timeout=20, what="it answers"
+        )
+
+    def kill(self) -> None:
+        """Kill it (SIGKILL). All data is lost."""
+        self.process.kill()
+
+    def stop(self) -> None:
+        """Stop it. Safe to call twice."""
+        self.process.stop()
