@@ -89,6 +89,7 @@ def test_a_killed_node_keeps_durable_queues(rabbitmq_node):
     with kombu.Connection(url, transport_options={"confirm_publish": True}) as connection:
         producer = connection.Producer()
         producer.publish("kept", routing_key="durable", declare=[queue], delivery_mode=2)
+        rabbitmq_node.broker.sync()
         rabbitmq_node.kill()
         with pytest.raises(ConnectionError):
             connection.drain_events(timeout=5)
