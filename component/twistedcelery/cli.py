@@ -27,8 +27,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="twistedcelery", description="Celery tasks for Twisted, and for WAMP clients through Crossbar.io."
     )
-    version = metadata.version("twistedcelery")
-    parser.add_argument("--version", action="version", version=f"twistedcelery {version}")
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     demo = commands.add_parser(
@@ -45,6 +44,15 @@ def _parser() -> argparse.ArgumentParser:
         "--port", type=_port, default=8080, metavar="N", help="port on 127.0.0.1 (default: %(default)s)"
     )
     return parser
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        try:
+            version = metadata.version("twistedcelery")
+        except metadata.PackageNotFoundError:
+            version = "(run from its source, not installed)"
+        parser.exit(message=f"twistedcelery {version}\n")
 
 
 def _port(text: str) -> int:

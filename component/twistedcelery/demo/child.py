@@ -1,0 +1,104 @@
+"""A child process that does not outlive its parent."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+__all__ = ["Child", "stop_all"]
+
+_PR_SET_PDEATHSIG = 1
+
+#: Lines of a log to show when its process fails.
+_TAIL = 30
+
+
+class Child:
+    """A running process, the head of a process group of its own, whose output goes to a file.
+
+    Out of its parent's group, it hears nothing of a Ctrl-C in the terminal: its parent decides
+    when and how it ends. Should the parent die of a SIGKILL, Linux sends the stop signal in its place.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        *,
+        log: Path,
+        env: Mapping[str, str],
+        cwd: Path,
+        stop_signal: signal.Signals = signal.SIGTERM,
+    ) -> None:
+        """Start it.
+
+        :param name: for people
+        :param log: the file that takes its output
+        :param env: its whole environment
+        :param stop_signal: makes it end, and everything it started with it
+        """
+        self.name = name
+        self._log = log
+        self._stop_signal = stop_signal
+        parent = os.getpid()
+        # Looked up here: between fork and exec, nothing may be loaded.
+        prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
+
+        def die_with_parent() -> None:
+            if prctl is not None:
+                prctl(_PR_SET_PDEATHSIG, stop_signal)
+                if os.getppid() != parent:  # it died before the line above
+                    os._exit(1)
+
+        with log.open("wb") as output:
+            self._process = subprocess.Popen(
+                command,
+                env=env,
+                cwd=cwd,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=die_with_parent,
+            )
+
+    @property
+    def status(self) -> int | None:
+        """``None`` while it runs; then its exit status, or minus the number of the signal that ended it."""
+        return self._process.poll()
+
+    def tail(self) -> str:
+        """The end of its output."""
+        return "\n".join(self._log.read_text(errors="replace").splitlines()[-_TAIL:])
+
+    def ask_to_stop(self) -> None:
+        """Send the stop signal. Does nothing once it has ended."""
+        self._process.send_signal(self._stop_signal)
+
+    def kill(self) -> None:
+        """Kill whatever of it is left, it and all processes of its group, and reap it."""
+        try:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass  # the whole group has ended by itself
+        self._process.wait()
+
+
+def stop_all(children: Sequence[Child], timeout: float) -> None:
+    """Stop children, all at the same time. It blocks.
+
+    :param timeout: seconds that they get to end by themselves
+    """
+    deadline = time.monotonic() + timeout
+    for child in children:
+        child.ask_to_stop()
+    while time.monotonic() < deadline and any(child.status is None for child in children):
+        time.sleep(0.02)
+    for child in children:
+        child.kill()

@@ -1,0 +1,136 @@
+"""The demo: start everything at once, wait for the first result, run until told to stop."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import sys
+import sysconfig
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from twistedcelery.demo import checkout
+from twistedcelery.demo.checkout import DemoError
+from twistedcelery.demo.child import Child, stop_all
+
+__all__ = ["run"]
+
+#: Seconds that the children get to stop by themselves.
+_STOP_TIMEOUT = 10.0
+
+
+def run(*, broker: str | None, backend: str | None, port: int) -> int:
+    """Run the demo until SIGINT, SIGTERM or SIGHUP.
+
+    :param broker: URL of a Celery broker; files in a temporary directory unless given
+    :param backend: URL of a Celery result backend; likewise
+    :param port: where the router listens, on 127.0.0.1
+    :return: the exit status
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    try:
+        _run(broker, backend, port)
+    except KeyboardInterrupt:
+        return 0
+    except DemoError as error:
+        print(f"twistedcelery demo: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _run(broker: str | None, backend: str | None, port: int) -> None:
+    began = time.monotonic()
+    root = checkout.find()
+    _check_port(port)
+    with tempfile.TemporaryDirectory(prefix="twistedcelery-demo-") as temporary:
+        directory = Path(temporary)
+        children: list[Child] = []
+        try:
+            _start(children, root, directory, broker, backend, port)
+            print(f"Starting the router with the bridge, and a worker; their logs are in {directory}", flush=True)
+            # Imported late: while it loads, the children start.
+            from twistedcelery.demo.watch import watch
+
+            watch(children, port, began)
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, signal.SIG_IGN)  # it is stopping already
+            stop_all(children, _STOP_TIMEOUT)
+
+
+def _check_port(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the router will
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            reason = "is in use" if error.errno == errno.EADDRINUSE else f"is not to be had ({error.strerror})"
+            raise DemoError(
+                f"port {port} on 127.0.0.1 {reason}: choose another with --port N, or make demo PORT=N"
+            ) from error
+
+
+def _start(
+    children: list[Child], root: Path, directory: Path, broker: str | None, backend: str | None, port: int
+) -> None:
+    config = checkout.node_config(root, port)
+    node = directory / "node"
+    node.mkdir()
+    (node / "config.json").write_text(json.dumps(config, indent=4))
+    env = _environment(root, directory, config, broker, backend)
+    children.append(
+        Child(
+            "router",
+            [_program("crossbar"), "start", "--cbdir", str(node), "--color", "false"],
+            log=directory / "router.log",
+            env=env,
+            cwd=root,
+        )
+    )
+    children.append(
+        Child(
+            "worker",
+            [sys.executable, "-m", "celery", "-A", "my_app", "worker", "--concurrency=2", "--loglevel=INFO"],
+            log=directory / "worker.log",
+            env=env,
+            cwd=root,
+            # Not SIGTERM, on which a worker waits for its tasks to end.
+            stop_signal=signal.SIGQUIT,
+        )
+    )
+
+
+def _environment(
+    root: Path, directory: Path, config: dict[str, Any], broker: str | None, backend: str | None
+) -> dict[str, str]:
+    env = dict(os.environ)
+    paths = [str(root / "demo"), env.get("PYTHONPATH", "")]
+    env["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
+    env["MY_APP_DATA"] = str(directory / "data")
+    for variable, url in (("CELERY_BROKER_URL", broker), ("CELERY_RESULT_BACKEND", backend)):
+        env.pop(variable, None)
+        if url:
+            env[variable] = url
+    for variable in checkout.secret_variables(config):
+        if not env.get(variable):
+            env[variable] = secrets.token_urlsafe(32)
+    return env
+
+
+def _program(name: str) -> str:
+    path = shutil.which(name, path=sysconfig.get_path("scripts"))
+    if path is None:
+        raise DemoError(f"the program {name!r} is not installed: pip install 'twistedcelery[crossbar]'")
+    return path

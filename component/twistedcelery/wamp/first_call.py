@@ -1,0 +1,77 @@
+"""One WAMP call to a node that is still starting."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from autobahn.twisted.wamp import ApplicationSession
+from autobahn.twisted.websocket import WampWebSocketClientFactory
+from autobahn.wamp.exception import ApplicationError
+from autobahn.wamp.types import CloseDetails, ComponentConfig, SessionDetails
+from twisted.internet import task
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import TCP4ClientEndpoint
+from twisted.internet.error import ConnectError
+
+__all__ = ["first_call"]
+
+#: Seconds between two attempts.
+_PAUSE = 0.05
+
+
+async def first_call(reactor: Any, port: int, realm: str, procedure: str, *args: Any) -> Any:
+    """Call a procedure over WebSocket as an anonymous client, as soon as somebody answers.
+
+    It waits, without end, until the router listens and the procedure is registered.
+
+    :param port: where the router has its ``/ws``, on 127.0.0.1
+    :return: the call's result
+    :raise ApplicationError: what the call fails with
+    """
+    session = await _join(reactor, port, realm)
+    try:
+        while True:
+            try:
+                return await session.call(procedure, *args)
+            except ApplicationError as error:
+                if error.error != ApplicationError.NO_SUCH_PROCEDURE:
+                    raise
+            await task.deferLater(reactor, _PAUSE)
+    finally:
+        if session.is_attached():
+            session.leave()
+
+
+async def _join(reactor: Any, port: int, realm: str) -> ApplicationSession:
+    endpoint = TCP4ClientEndpoint(reactor, "127.0.0.1", port)
+    while True:
+        joined: Deferred[ApplicationSession] = Deferred()
+        factory = WampWebSocketClientFactory(
+            lambda joined=joined: _Session(ComponentConfig(realm), joined), url=f"ws://127.0.0.1:{port}/ws"
+        )
+        try:
+            protocol = await endpoint.connect(factory)
+            # Crossbar listens shortly before it serves /ws: the handshake can fail.
+            protocol.is_closed.addBoth(_fail_unless_called, joined)
+            return await joined
+        except ConnectError:
+            await task.deferLater(reactor, _PAUSE)
+
+
+class _Session(ApplicationSession):  # type: ignore[misc]  # autobahn's classes are not typed
+    def __init__(self, config: ComponentConfig, joined: Deferred[ApplicationSession]) -> None:
+        super().__init__(config)
+        self._joined = joined
+
+    def onJoin(self, details: SessionDetails) -> None:
+        self._joined.callback(self)
+
+    def onLeave(self, details: CloseDetails) -> None:
+        if not self._joined.called:
+            self._joined.errback(ApplicationError(details.reason, details.message))
+        self.disconnect()
+
+
+def _fail_unless_called(_closed: object, joined: Deferred[ApplicationSession]) -> None:
+    if not joined.called:
+        joined.errback(ConnectError(string="the connection closed during the handshake"))

@@ -1,0 +1,115 @@
+"""The node's ``/call``: a signed HTTP POST becomes a WAMP call.
+
+Crossbar's web service ``caller`` does it all, except that it takes its secret from ``config.json``
+and never from the environment, and that it leaves the request open when the result holds bytes.
+So the node puts the same service together from two parts, which share the router's process:
+
+`HttpCaller`
+    the session that calls: a router component, whose role in ``config.json`` says what it may call
+
+`resource`
+    Crossbar's own web resource on top of that session
+
+How to sign a request is Crossbar's: see "HTTP Bridge, Caller" in its documentation.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from typing import Any
+
+from autobahn.twisted.wamp import ApplicationSession
+from autobahn.wamp.types import CallResult, ComponentConfig, SessionDetails
+from crossbar.bridge.rest import CallerResource
+from twisted.internet.defer import Deferred, ensureDeferred
+
+from twistedcelery.errors import ConfigurationError
+
+__all__ = ["KEY", "SECRET_VARIABLE", "HttpCaller", "resource"]
+
+#: The ``key`` that a signed request names.
+KEY = "twistedcelery"
+
+#: The environment variable with the secret that signs requests.
+SECRET_VARIABLE = "TWISTEDCELERY_CALL_SECRET"
+
+#: Bytes of a request, at most. Crossbar accepts no larger limit.
+_BODY_LIMIT = 1024 * 1024
+
+#: Seconds that the clocks of caller and node may differ; a request is good for as long.
+_CLOCK_TOLERANCE = 300
+
+# Crossbar gives a web resource nothing but its ``extra``, so the session waits here for `resource`.
+# Crossbar starts a router's components before its transports.
+_session: HttpCaller | None = None
+
+
+class HttpCaller(ApplicationSession):  # type: ignore[misc]  # autobahn's classes are not typed
+    """Calls procedures for ``/call``.
+
+    It starts before the router listens, and stops the node from starting with a secret missing:
+    Crossbar itself takes an unset or empty variable for a ticket without complaint, and an empty
+    ticket is one that anybody can present.
+
+    :param config: ``extra["secrets"]`` names the environment variables that must hold a secret
+    :raise ConfigurationError: where one of them does not
+    """
+
+    def __init__(self, config: ComponentConfig) -> None:
+        super().__init__(config)
+        for variable in config.extra["secrets"]:
+            secret(variable)
+
+    def onJoin(self, details: SessionDetails) -> None:
+        global _session
+        _session = self
+
+    def call(self, procedure: str, *args: Any, **kwargs: Any) -> Deferred[Any]:
+        """As a session's ``call``, with a result that JSON carries."""
+        return ensureDeferred(self._call(procedure, args, kwargs))
+
+    async def _call(self, procedure: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        result = await super().call(procedure, *args, **kwargs)
+        if isinstance(result, CallResult):
+            return CallResult(*_for_json(result.results or ()), **_for_json(result.kwresults or {}))
+        return _for_json(result)
+
+
+def resource(extra: dict[str, Any]) -> CallerResource:
+    """The web resource of ``/call``. Called by Crossbar.
+
+    :param extra: nothing that this resource reads
+    :raise ConfigurationError: if the node has no `HttpCaller`, or no secret is set
+    """
+    if _session is None:
+        raise ConfigurationError("/call needs the router component twistedcelery.wamp.http_call.HttpCaller")
+    options = {
+        "key": KEY,
+        "secret": secret(SECRET_VARIABLE),
+        "post_body_limit": _BODY_LIMIT,
+        "timestamp_delta_limit": _CLOCK_TOLERANCE,
+    }
+    return CallerResource(options, _session)
+
+
+def secret(variable: str) -> str:
+    """The secret in an environment variable.
+
+    :raise ConfigurationError: if the variable is unset or blank
+    """
+    value = os.environ.get(variable, "")
+    if not value.strip():
+        state = "empty" if variable in os.environ else "not set"
+        raise ConfigurationError(f"the environment variable {variable} is {state}: it must hold a secret")
+    return value
+
+
+def _for_json(value: Any) -> Any:
+    """The value with bytes as WAMP writes them in JSON: base64 behind a NUL."""
+    return json.loads(json.dumps(value, default=_bytes_as_text))
+
+
+def _bytes_as_text(value: bytes) -> str:
+    return "\0" + base64.b64encode(value).decode("ascii")
