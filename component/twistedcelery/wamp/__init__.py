@@ -1,0 +1,12 @@
+"""A Celery application's tasks on a WAMP router. The only part of the package that imports Autobahn.
+
+A newcomer reads `session` first, then `bridge`, which wires the rest::
+
+    session ─ bridge ─┬─ calls ─ in_flight ─ followed ─ topics
+                      ├─ api                            values
+                      └─ exposed   config   errors   uris
+"""
+
+from twistedcelery.wamp.session import CeleryBridge
+
+__all__ = ["CeleryBridge"]

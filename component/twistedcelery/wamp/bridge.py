@@ -1,0 +1,154 @@
+"""The process-wide half of the bridge: what outlives a WAMP session.
+
+Autobahn makes a new session object at each reconnect. The connection to the broker, the tasks in
+flight and the statistics belong to no session, so they are here, and each session looks its bridge
+up by its configuration.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING, Any
+
+from autobahn.wamp.exception import ApplicationError
+from twisted.internet import defer
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IReactorCore
+from twisted.logger import Logger
+
+from twistedcelery import TwistedCelery
+from twistedcelery.wamp.api import CallerApi
+from twistedcelery.wamp.calls import TaskCalls
+from twistedcelery.wamp.config import Configuration
+from twistedcelery.wamp.context import Context
+from twistedcelery.wamp.errors import CallErrors
+from twistedcelery.wamp.exposed import exposed_tasks, load_application
+from twistedcelery.wamp.in_flight import InFlight
+from twistedcelery.wamp.topics import EventPublisher, PublishingSession
+from twistedcelery.wamp.uris import Uris
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Protocol
+
+    from celery import Celery
+    from twisted.python.failure import Failure
+
+    from twistedcelery.wamp.invocation import Handler
+
+    class WampSession(PublishingSession, Protocol):
+        """What a bridge needs of its session."""
+
+        def call(self, procedure: str, *args: Any, **kwargs: Any) -> Deferred[Any]:
+            """As `autobahn.wamp.interfaces.ICaller.call`."""
+
+
+__all__ = ["Bridge", "bridge_for"]
+
+#: Seconds that the process waits at its end for the client to take leave of the broker.
+STOP_TIMEOUT = 5.0
+
+_log = Logger()
+
+
+class Bridge:
+    """One Celery application on one realm.
+
+    :param reactor: for the time, and for the end of the process
+    :param client: makes the calls; the bridge disconnects it when it stops
+    :param wall_clock: seconds since the epoch, for the events
+    :ivar procedures: what answers each procedure, by its URI
+    """
+
+    def __init__(
+        self,
+        config: Configuration,
+        app: Celery,
+        reactor: Any,
+        client: TwistedCelery,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.config = config
+        self.uris = Uris(config.prefix)
+        self.errors = CallErrors(self.uris, config.tracebacks)
+        self._reactor = reactor
+        self._client = client
+        self._session: WampSession | None = None
+        self._events = EventPublisher(config, self.uris)
+        context = Context(config, reactor, wall_clock, self.errors, self._events)
+        self._in_flight = InFlight(client, context)
+        self._tasks = exposed_tasks(app, config, self.uris)
+        calls = TaskCalls(context, self._in_flight, self._is_gone)
+        api = CallerApi(client, context, self._tasks, self._in_flight)
+        self.procedures: Mapping[str, Handler] = {
+            **{task.uri: calls.handler(task) for task in self._tasks.values() if task.uri is not None},
+            **{self.uris.api(name): handler for name, handler in api.handlers().items()},
+        }
+        for task in self._tasks.values():
+            if task.uri is None:
+                _log.info(
+                    "task {name!r} has no procedure of its own, since its name makes no URI: {reason}",
+                    name=task.name,
+                    reason=task.reason,
+                )
+
+    def attach(self, session: WampSession) -> None:
+        """A session has joined the realm and has registered the procedures."""
+        self._session = session
+        self._events.attach(session)
+
+    def detach(self, session: WampSession) -> None:
+        """A session is gone. The calls in flight go on."""
+        self._events.detach(session)
+        if self._session is session:
+            self._session = None
+
+    def stop(self) -> Deferred[None]:
+        """Disconnect from the broker; a later session gets a new bridge.
+
+        :return: fires within `STOP_TIMEOUT`, whatever the broker does
+        """
+        for key in [key for key, bridge in _bridges.items() if bridge is self]:
+            del _bridges[key]
+
+        def unfinished(failure: Failure) -> None:
+            failure.trap(defer.TimeoutError)
+            _log.warn("the broker connection did not close within {seconds} s", seconds=STOP_TIMEOUT)
+
+        return self._client.disconnect().addTimeout(STOP_TIMEOUT, self._reactor).addErrback(unfinished)
+
+    def _is_gone(self, session_id: int | None) -> Deferred[bool]:
+        """Whether a caller has left, as far as the router tells."""
+        if session_id is None or self._session is None or not self._session.is_attached():
+            return succeed(True)
+
+        def failed(failure: Failure) -> bool:
+            # "no_such_session" says that it left. Where the bridge may not ask, nobody can tell: the
+            # configuration wants tasks kept, so they are.
+            failure.trap(ApplicationError)
+            return True
+
+        return self._session.call("wamp.session.get", session_id).addCallbacks(lambda _: False, failed)
+
+
+_bridges: dict[tuple[str, str, int], Bridge] = {}
+
+
+def bridge_for(realm: str, extra: Mapping[str, Any] | None, reactor: Any) -> Bridge:
+    """The bridge for a realm and a configuration; it is made at the first call.
+
+    :param extra: the component's configuration, as `Configuration.parse` takes it
+    :raise ConfigurationError: where the configuration, or the application it names, is wrong
+    """
+    config = Configuration.parse(extra)
+    key = (realm, json.dumps([config.app, extra], sort_keys=True, default=repr), id(reactor))
+    if key not in _bridges:
+        app = load_application(config.app)
+        client = TwistedCelery(
+            app, reactor, publish_timeout=config.publish_timeout, terminate=config.terminate
+        )
+        bridge = _bridges[key] = Bridge(config, app, reactor, client)
+        if IReactorCore.providedBy(reactor):
+            reactor.addSystemEventTrigger("before", "shutdown", bridge.stop)
+    return _bridges[key]

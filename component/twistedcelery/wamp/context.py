@@ -1,0 +1,32 @@
+"""What the parts of one bridge share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from twistedcelery.wamp.config import Configuration
+    from twistedcelery.wamp.errors import CallErrors
+    from twistedcelery.wamp.topics import EventPublisher
+
+__all__ = ["Context"]
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """Handed to whoever calls, follows and publishes.
+
+    :ivar clock: for timeouts and durations: a reactor, or `twisted.internet.task.Clock`
+    :ivar wall_clock: seconds since the epoch, for events
+    :ivar errors: makes what callers see
+    :ivar events: publishes what happens
+    """
+
+    config: Configuration
+    clock: Any
+    wall_clock: Callable[[], float]
+    errors: CallErrors
+    events: EventPublisher

@@ -1,0 +1,96 @@
+"""The tasks that the bridge has sent and whose end it waits for."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from twistedcelery.wamp.followed import FollowedTask
+from twistedcelery.wamp.options import NotAllowed, OptionError, parse_options
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from twistedcelery import TwistedCelery
+    from twistedcelery.wamp.context import Context
+    from twistedcelery.wamp.exposed import ExposedTask
+    from twistedcelery.wamp.invocation import Caller
+
+__all__ = ["InFlight"]
+
+
+class InFlight:
+    """Sends tasks, within ``max_in_flight``, and follows each to its end.
+
+    :ivar totals: how many tasks were ``sent``, and how many ended as ``succeeded``, ``failed``,
+        ``revoked`` or ``undelivered``; how many calls were refused as ``overloaded``
+    """
+
+    def __init__(self, client: TwistedCelery, context: Context) -> None:
+        self._client = client
+        self._context = context
+        self._tasks: dict[str, FollowedTask] = {}
+        self.totals: Counter[str] = Counter()
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def __iter__(self) -> Iterator[FollowedTask]:
+        return iter(tuple(self._tasks.values()))
+
+    def find(self, task_id: str) -> FollowedTask | None:
+        """The task with this id, while it is in flight."""
+        return self._tasks.get(task_id)
+
+    def send(
+        self,
+        task: ExposedTask,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        options: Any,
+        caller: Caller,
+    ) -> FollowedTask:
+        """Check a caller's wish, send the task, and follow it.
+
+        :param options: ``celery_options`` as they came
+        :raise ApplicationError: where nothing was sent
+        """
+        if len(self._tasks) >= self._context.config.max_in_flight:
+            self.totals["overloaded"] += 1
+            limit = self._context.config.max_in_flight
+            raise self._context.errors.make(
+                "overloaded", f"{limit} tasks are in flight already; try again later"
+            )
+        try:
+            parsed = parse_options(options, self._context.config.allow_options)
+        except NotAllowed as error:
+            raise self._context.errors.make("not_allowed", str(error)) from error
+        except OptionError as error:
+            raise self._context.errors.make("invalid_arguments", str(error)) from error
+        try:
+            task.check_arguments(args, kwargs)
+        except TypeError as error:
+            raise self._context.errors.make("invalid_arguments", f"{task.name}: {error}") from error
+        return self._follow(task, args, kwargs, {**task.send_options(), **parsed}, caller)
+
+    def _follow(
+        self,
+        task: ExposedTask,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        options: Mapping[str, Any],
+        caller: Caller,
+    ) -> FollowedTask:
+        call = self._client.send_task(task.name, args=list(args), kwargs=dict(kwargs), **options)
+        arguments = (
+            {"args": list(args), "kwargs": dict(kwargs)} if self._context.config.publish_arguments else {}
+        )
+        followed = FollowedTask(call, caller, arguments, self._context, self._ended)
+        self.totals["sent"] += 1
+        self._tasks[followed.task_id] = followed
+        followed.start()
+        return followed
+
+    def _ended(self, followed: FollowedTask, outcome: str) -> None:
+        self.totals[outcome] += 1
+        del self._tasks[followed.task_id]

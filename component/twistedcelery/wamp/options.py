@@ -1,0 +1,110 @@
+"""``celery_options``: the one keyword of a call that is not the task's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping
+from datetime import datetime
+from typing import Any
+
+__all__ = ["DEFAULT_OPTIONS", "KNOWN_OPTIONS", "NotAllowed", "OptionError", "parse_options"]
+
+
+#: AMQP keeps a priority, and the length of a short text, in one byte.
+_BYTE = 255
+
+
+class OptionError(ValueError):
+    """An option has a value that it cannot have."""
+
+
+class NotAllowed(OptionError):
+    """The configuration does not allow the option."""
+
+
+def parse_options(options: Any, allowed: Collection[str]) -> dict[str, Any]:
+    """What a caller wrote, as keywords of ``send_task``.
+
+    :param options: a mapping of option names to plain values; ``None`` is an empty one
+    :raise NotAllowed: names the first key that is not in ``allowed``
+    :raise OptionError: names the key and what it takes
+    """
+    if options is None:
+        return {}
+    if not isinstance(options, Mapping):
+        raise OptionError("celery_options takes an object with the options as its keys")
+    for key in options:
+        if key not in allowed:
+            names = ", ".join(sorted(allowed)) or "none"
+            raise NotAllowed(f"celery_options: {key!r:.80} is not allowed here; allowed: {names}")
+    # A value of None is the same as no option, as for Celery itself.
+    return {key: KNOWN_OPTIONS[key](key, value) for key, value in options.items() if value is not None}
+
+
+def _seconds(key: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise OptionError(f"celery_options: {key} takes a number of seconds")
+    return value
+
+
+def _time(key: str, value: Any) -> datetime:
+    """ISO 8601. A time without an offset is one in the application's own time zone, as for Celery."""
+    if isinstance(value, str):
+        try:
+            return datetime.fromisoformat(value)
+        except ValueError:
+            pass  # Refused below, together with what is no text.
+    raise OptionError(
+        f"celery_options: {key} takes a time as ISO 8601 text, such as 2030-12-24T18:00:00+00:00"
+    )
+
+
+def _seconds_or_time(key: str, value: Any) -> float | datetime:
+    return _time(key, value) if isinstance(value, str) else _seconds(key, value)
+
+
+def _priority(key: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _BYTE:
+        raise OptionError(f"celery_options: {key} takes a whole number from 0 to {_BYTE}")
+    return value
+
+
+def _text(key: str, value: Any) -> str:
+    if not isinstance(value, str) or not value or len(value.encode(errors="replace")) > _BYTE:
+        raise OptionError(f"celery_options: {key} takes text of 1 to {_BYTE} bytes")
+    return value
+
+
+def _flag(key: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise OptionError(f"celery_options: {key} takes true or false")
+    return value
+
+
+def _headers(key: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+        raise OptionError(f"celery_options: {key} takes an object")
+    return dict(value)
+
+
+#: Every option that a configuration may allow, with the check of its value. Callbacks, producers and
+#: ids are not among them: they are not for callers.
+KNOWN_OPTIONS: dict[str, Callable[[str, Any], Any]] = {
+    "compression": _text,
+    "countdown": _seconds,
+    "eta": _time,
+    "exchange": _text,
+    "expires": _seconds_or_time,
+    "headers": _headers,
+    "ignore_result": _flag,
+    "priority": _priority,
+    "queue": _text,
+    "retry": _flag,
+    "routing_key": _text,
+    "serializer": _text,
+    "shadow": _text,
+    "soft_time_limit": _seconds,
+    "time_limit": _seconds,
+}
+
+DEFAULT_OPTIONS = frozenset({"countdown", "eta", "expires", "priority", "time_limit", "soft_time_limit"})

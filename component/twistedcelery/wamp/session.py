@@ -1,0 +1,170 @@
+"""The WAMP session of the bridge: the class that Crossbar, or Autobahn's runner, instantiates."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from autobahn.twisted.wamp import ApplicationSession
+from autobahn.wamp.exception import ApplicationError
+from autobahn.wamp.message import Interrupt
+from autobahn.wamp.types import RegisterOptions
+from twisted.internet.defer import Deferred, DeferredList
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+
+from twistedcelery.errors import ConfigurationError
+from twistedcelery.wamp.authentication import TICKET_VARIABLE, Credentials
+from twistedcelery.wamp.bridge import Bridge, bridge_for
+from twistedcelery.wamp.config import Configuration
+from twistedcelery.wamp.exposed import load_application
+from twistedcelery.wamp.invocation import DETAILS, OpenInvocations
+from twistedcelery.wamp.values import MAX_SIZE
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from autobahn.wamp.types import Challenge, CloseDetails, ComponentConfig, SessionDetails
+    from twisted.python.failure import Failure
+
+__all__ = ["CeleryBridge"]
+
+#: Seconds between a router's refusal and the end of the connection. Crossbar starts a component
+#: that restarts "always" again at once, however often the router refuses it.
+REFUSED_DELAY = 2.0
+
+#: Room that a message needs besides its value.
+_ENVELOPE = 64 * 1024
+
+_log = Logger()
+
+
+class CeleryBridge(ApplicationSession):
+    """Registers a Celery application's tasks on a realm.
+
+    Configuration is the component's ``extra``; see `twistedcelery.wamp.config.Configuration`. The
+    router's secret comes from the environment; see `twistedcelery.wamp.authentication`.
+    """
+
+    # The handlers' names and parameters are Autobahn's: hence N802 and ARG002 below.
+
+    @staticmethod
+    def check_config(_personality: object, extra: Mapping[str, Any]) -> None:
+        """Crossbar's hook: it starts no component whose configuration this refuses.
+
+        :raise ConfigurationError: says what is wrong
+        """
+        try:
+            load_application(Configuration.parse(extra).app)
+        except ConfigurationError as error:
+            # Crossbar itself mentions the reason at its debug level only.
+            _log.error("the bridge cannot start: {error}", error=str(error))
+            raise
+
+    def __init__(self, config: ComponentConfig | None = None, reactor: Any = None) -> None:
+        super().__init__(config)
+        if reactor is None:
+            # Importing it installs one, so it must not happen before somebody wants it.
+            from twisted.internet import reactor  # noqa: PLC0415
+        self._reactor = reactor
+        self._bridge: Bridge | None = None
+        self._open: OpenInvocations | None = None
+        self._joined = False
+
+    @property
+    def max_size(self) -> int:
+        """Bytes that one value may take on the way to the router."""
+        # Only WebSocket has such a limit of its own, and 0 stands for none.
+        limit = getattr(self.transport, "maxMessagePayloadSize", 0)
+        return max(0, min(MAX_SIZE, limit - _ENVELOPE)) if limit else MAX_SIZE
+
+    def onConnect(self) -> None:  # noqa: N802
+        """The transport is there: find the bridge, and join the realm."""
+        try:
+            self._bridge = bridge_for(self.config.realm or "", self.config.extra, self._reactor)
+        except ConfigurationError as error:
+            self._give_up(f"the bridge cannot start: {error}")
+            return
+        self._open = OpenInvocations(self._bridge.errors, self)
+        credentials = Credentials.from_environment(os.environ)
+        if credentials is None:
+            self.join(self.config.realm)
+        else:
+            self.join(self.config.realm, authmethods=list(Credentials.methods), authid=credentials.authid)
+
+    def onChallenge(self, challenge: Challenge) -> str:  # noqa: N802
+        """The router wants proof."""
+        credentials = Credentials.from_environment(os.environ)
+        if credentials is None:
+            raise ValueError(f"the router wants a secret; set {TICKET_VARIABLE}")
+        return credentials.answer(challenge)
+
+    def onJoin(self, details: SessionDetails) -> Deferred[None]:  # noqa: N802, ARG002
+        """The session is established: register everything, then publish what was kept."""
+        self._joined = True
+        return self._register_all().addCallback(self._registered)
+
+    def onMessage(self, msg: Any) -> None:  # noqa: N802
+        """Autobahn does not tell an endpoint how it is interrupted, so that is noted on the way."""
+        if isinstance(msg, Interrupt) and self._open is not None:
+            self._open.interrupt_mode = msg.mode
+        super().onMessage(msg)
+
+    def onLeave(self, details: CloseDetails) -> Any:  # noqa: N802
+        """The session has ended, or the router has refused it."""
+        if self._bridge is not None:
+            self._bridge.detach(self)
+        if self._joined:
+            return super().onLeave(details)
+        _log.error(
+            "the router refused the bridge: {reason}: {text}", reason=details.reason, text=details.message
+        )
+        # What follows closes the connection, upon which somebody will try again.
+        return deferLater(self._reactor, REFUSED_DELAY, super().onLeave, details)
+
+    def onDisconnect(self) -> None:  # noqa: N802
+        """The transport is gone. The tasks in flight go on; their callers have been told by the router."""
+        super().onDisconnect()
+        if self._bridge is not None:
+            self._bridge.detach(self)
+        if self._open is not None:
+            self._open.close()
+
+    def onUserError(self, fail: Failure, msg: str) -> None:  # noqa: N802, ARG002
+        """Autobahn logs here what it sends to callers, who need it; the log does not."""
+        error = fail.value
+        if isinstance(error, ApplicationError):
+            _log.debug("a call ended with {uri}", uri=error.error)
+        else:
+            _log.failure("the bridge's session failed", failure=fail)
+
+    def _register_all(self) -> Deferred[Any]:
+        bridge, open_invocations = self._bridge, self._open
+        if bridge is None or open_invocations is None:
+            raise RuntimeError("joined without having connected")
+        options = RegisterOptions(invoke=bridge.config.invoke, details_arg=DETAILS)
+        registering = []
+        for uri, handler in bridge.procedures.items():
+            registration = self.register(open_invocations.endpoint(handler), uri, options=options)
+            registering.append(registration.addErrback(_log_not_registered, uri))
+        return DeferredList(registering)
+
+    def _registered(self, _: Any) -> None:
+        if self._bridge is not None and self.is_attached():
+            self._bridge.attach(self)
+            _log.info("the bridge serves {count} procedures", count=len(self._bridge.procedures))
+
+    def _give_up(self, reason: str) -> None:
+        _log.error("{reason}", reason=reason)
+        runner = self.config.runner
+        if runner is not None:
+            # It would connect again and again, to the same end.
+            runner.stop()
+        self.disconnect()
+
+
+def _log_not_registered(failure: Failure, uri: str) -> None:
+    # One procedure less is no reason to withhold the others.
+    failure.trap(ApplicationError)
+    error: Any = failure.value
+    _log.error("{uri} could not be registered: {error}", uri=uri, error=error.error)

@@ -1,0 +1,81 @@
+"""Names on the Celery side to URIs on the WAMP side.
+
+Everything hangs below one configurable prefix, here ``celery``::
+
+    celery.<task name>             procedure: call the task
+    celery.<task name>.<event>     topic: one kind of event of all runs of the task
+    celery_task.<32 hex digits>    topic: all events of one run
+    celery_api.<name>              procedures for callers
+    celery.error.<name>            errors
+
+The other two spaces are siblings of the prefix (``celery_task``, not ``celery.task``), so that a role
+can be granted one without the others, and so that bridges with different prefixes share a realm.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from dataclasses import dataclass
+
+__all__ = ["Uris", "why_not_a_uri"]
+
+#: WAMP's loose rules: components separated by dots, none empty, without white space and ``#``.
+#: Crossbar checks with ``re.match`` and ``$``, which lets a trailing newline through; this does not.
+_LOOSE = re.compile(r"[^\s.#]+(\.[^\s.#]+)*")
+
+
+def why_not_a_uri(text: str) -> str | None:
+    """Why ``text`` is no valid WAMP URI under the loose rules; ``None`` where it is one."""
+    if not text:
+        return "it is empty"
+    if re.search(r"\s", text):
+        return "it contains white space"
+    if "#" in text:
+        return "it contains '#'"
+    if not _LOOSE.fullmatch(text):
+        return "it has an empty component (a leading, trailing or double '.')"
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return "it is not valid Unicode text"
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Uris:
+    """The URIs below one prefix.
+
+    :ivar prefix: a valid URI itself, ``"celery"`` by default
+    """
+
+    prefix: str
+
+    def task(self, name: str) -> str:
+        """The procedure that calls a task. Valid where `why_not_a_uri` of it says ``None``."""
+        return f"{self.prefix}.{name}"
+
+    def event(self, name: str, event: str) -> str:
+        """The topic of one kind of event of a task."""
+        return f"{self.prefix}.{name}.{event}"
+
+    def task_events(self, task_id: str) -> str | None:
+        """The topic of one run of a task; ``None`` for an id that fits in no URI.
+
+        Celery writes its ids with dashes. Here they lose them, since a router that checks URIs by
+        the strict rules refuses a dash.
+        """
+        try:
+            component = uuid.UUID(task_id).hex
+        except ValueError:
+            component = task_id
+        uri = f"{self.prefix}_task.{component}"
+        return None if why_not_a_uri(uri) else uri
+
+    def api(self, name: str) -> str:
+        """A procedure for callers."""
+        return f"{self.prefix}_api.{name}"
+
+    def error(self, name: str) -> str:
+        """An error."""
+        return f"{self.prefix}.error.{name}"
