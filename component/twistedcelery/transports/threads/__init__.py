@@ -1,0 +1,13 @@
+"""Every broker kombu knows and every result backend Celery knows, on their own blocking code.
+
+Two dedicated threads serve all calls together: one publishes, one waits for results. Each half
+has a part on the reactor's side (`publisher`, `results`) and a part in its thread (`sender`,
+`fetcher`); `thread` is what carries work from one to the other.
+"""
+
+from __future__ import annotations
+
+from twistedcelery.transports.threads.publisher import ThreadedPublisher
+from twistedcelery.transports.threads.results import ThreadedResults
+
+__all__ = ["ThreadedPublisher", "ThreadedResults"]

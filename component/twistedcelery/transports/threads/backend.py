@@ -1,0 +1,167 @@
+"""A result backend of the client's own, made by Celery's machinery.
+
+Never the application's: other threads of the process may be using that one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from celery.app.backends import by_url
+from celery.backends.asynchronous import AsyncBackendMixin
+from celery.backends.rpc import RPCBackend
+from celery.exceptions import ImproperlyConfigured
+
+from twistedcelery.errors import ConfigurationError
+from twistedcelery.transports.threads.broker import connect_once
+from twistedcelery.transports.threads.failures import Redactor
+
+__all__ = ["OwnBackend", "Undecodable"]
+
+
+class Undecodable(dict[str, Any]):
+    """Stands for a stored meta that cannot be decoded, where an exception would break a connection.
+
+    :ivar error: what decoding raised
+    """
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(status=None, task_id=None)
+        self.error = error
+
+
+class OwnBackend:
+    """Which result backend an application has, and how to make another one of the kind.
+
+    :param app: the Celery application
+    :param reply_to: the reply queue that an ``rpc://`` backend is to consume
+    :raises ConfigurationError: no such backend, or its driver is missing
+    """
+
+    def __init__(self, app: Any, reply_to: str) -> None:
+        self._app = app
+        self._reply_to = reply_to
+        with self._explained(Exception):
+            self._class, self._url = by_url(app.backend_cls or app.conf.result_backend, app.loader)
+        #: Whether it tells of new states by itself, so that it need not be polled.
+        self.is_pushed = issubclass(self._class, AsyncBackendMixin)
+        #: Whether it is Celery's ``rpc://``.
+        self.is_rpc = issubclass(self._class, RPCBackend)
+        if self.is_pushed:
+            self._class = _tamed(self._class, is_rpc=self.is_rpc)
+
+    def make(self) -> Any:
+        """Make a backend. This may block.
+
+        :raises ConfigurationError: it cannot work as it is configured
+        """
+        with self._explained(ValueError, TypeError, AttributeError, LookupError, ImportError, AssertionError):
+            backend = self._class(app=self._app, url=self._url)
+        # Whoever made it retries, and reports; Celery would retry silently, by default for ever.
+        backend.always_retry = False
+        backend.retry_policy = {**backend.retry_policy, "max_retries": 0}
+        if self.is_rpc:
+            backend.oid = self._reply_to
+        return backend
+
+    @contextlib.contextmanager
+    def _explained(self, *expected: type[Exception]) -> Iterator[None]:
+        redactor = Redactor(self._app)
+        try:
+            yield
+        except Exception as error:
+            if not isinstance(error, (*expected, *_configuration_errors())):
+                raise
+            raise ConfigurationError(
+                f"the result backend {redactor.redact(str(self._app.conf.result_backend))!r} cannot be used; "
+                f"check result_backend and that its driver is installed: {redactor.text(error)}"
+            ) from redactor.cause(error)
+
+
+def _configuration_errors() -> tuple[type[Exception], ...]:
+    try:
+        from sqlalchemy.exc import ArgumentError
+    except ImportError:
+        return (ImproperlyConfigured,)
+    return ImproperlyConfigured, ArgumentError
+
+
+def _tamed(cls: type[Any], *, is_rpc: bool) -> type[Any]:
+    """A backend class whose consumer leaves reconnecting to us."""
+    consumer_bases = (_ReplyQueueConsumer if is_rpc else _Consumer, cls.ResultConsumer)
+    backend_bases = (_ReplyQueueBackend if is_rpc else _Backend, cls)
+    consumer = type(cls.ResultConsumer.__name__, consumer_bases, {})
+    return type(cls.__name__, backend_bases, {"ResultConsumer": consumer})
+
+
+class _Backend:
+    """A backend of one of the databases that publish each result."""
+
+    def decode_result(self, payload: Any) -> Any:
+        try:
+            return super().decode_result(payload)  # type: ignore[misc]  # of the class mixed into
+        except Exception as error:
+            # The consumer would take it, a KeyError for one, for a lost connection.
+            return Undecodable(error)
+
+
+class _Consumer:
+    """A result consumer that gives up its connection at the first error, instead of sleeping on it."""
+
+    def _reconnect(self) -> None:
+        # Called while the connection's error is handled.
+        raise
+
+    def drop(self) -> None:
+        """Let go of a connection that failed."""
+        self.stop()
+
+    def stop(self) -> None:
+        """Close the connection."""
+        super().stop()  # type: ignore[misc]  # of the class mixed into
+        backend: Any = self.backend  # type: ignore[attr-defined]  # of the class mixed into
+        backend.client.connection_pool.disconnect()
+
+
+class _ReplyQueueBackend:
+    """``rpc://`` with a queue that outlives a lost connection: Celery's own goes with its consumer."""
+
+    @property
+    def binding(self) -> Any:
+        queue = super().binding  # type: ignore[misc]  # of the class mixed into
+        queue.auto_delete = False
+        return queue
+
+
+class _ReplyQueueConsumer(_Consumer):
+    """The consumer of ``rpc://``."""
+
+    _connection: Any
+    _consumer: Any
+
+    def start(self, initial_task_id: str, no_ack: bool = True, **options: Any) -> None:
+        """Connect, and consume the reply queue."""
+        with self.app.connection_for_write() as probe:  # type: ignore[attr-defined]  # of the class mixed into
+            # What follows would try for ever if there were no broker.
+            connect_once(probe)
+        super().start(initial_task_id, no_ack=no_ack, **options)  # type: ignore[misc]
+
+    def cancel_for(self, task_id: str) -> None:
+        """Nothing: the one queue serves all tasks."""
+
+    def drop(self) -> None:
+        """Let go of a connection that failed."""
+        if self._connection is not None:
+            self._connection.collect()
+
+    def stop(self) -> None:
+        """Delete the reply queue, and close the connection."""
+        if self._consumer is None:
+            return
+        try:
+            for queue in self._consumer.queues:
+                queue.delete()
+        finally:
+            self._connection.release()
