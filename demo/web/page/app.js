@@ -12,6 +12,9 @@ const EXAMPLES = {
   "my_app.tasks.fail": ["on purpose"],
 };
 
+// How a cancelled call ends.
+const CANCELLED = new Set(["celery.error.revoked", "wamp.error.canceled"]);
+
 const find = (selector, within = document) => within.querySelector(selector);
 const copyOf = (id) => find(`template#${id}`).content.firstElementChild.cloneNode(true);
 
@@ -41,7 +44,7 @@ function connect() {
   };
   connection.onclose = (reason) => {
     session = null;
-    for (const call of running) call.fail("The connection was lost", "The task goes on or is revoked, as the bridge is set up.");
+    for (const call of running) call.fail("Connection lost", "Whether the task goes on is for the bridge to decide.");
     showConnection("lost", reason === "unreachable" ? "The router does not answer" : "Connection lost, trying again");
     return false; // Autobahn goes on trying.
   };
@@ -127,6 +130,7 @@ class CallCard {
     find(".what code", this.#card).textContent = `${task.name}(${given.join(", ")})`;
     find("#no-calls").hidden = true;
     find("#calls").prepend(this.#card);
+    this.#card.scrollIntoView({ block: "nearest" });
     running.add(this);
   }
 
@@ -154,7 +158,8 @@ class CallCard {
   }
 
   fail(uri, message) {
-    this.#end("failed", "Failed", Object.assign(textElement("p", uri), { className: "uri" }), textElement("pre", message));
+    const [state, text] = CANCELLED.has(uri) ? ["cancelled", "Cancelled"] : ["failed", "Failed"];
+    this.#end(state, text, Object.assign(textElement("p", uri), { className: "uri" }), textElement("pre", message));
   }
 
   #say(text) {

@@ -1,0 +1,336 @@
+"""The shipped node: who may do what, and that it does not start with a secret missing."""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import hashlib
+import hmac
+import json
+import socket
+import subprocess
+import urllib.parse
+import urllib.request
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+from urllib.error import HTTPError
+
+import pytest
+import pytest_twisted
+from autobahn.twisted.wamp import ApplicationSession
+from autobahn.twisted.websocket import WampWebSocketClientFactory
+from autobahn.wamp.exception import ApplicationError
+from autobahn.wamp.types import Challenge, CloseDetails, ComponentConfig, PublishOptions, SubscribeOptions
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import TCP4ClientEndpoint
+from twisted.internet.threads import deferToThread
+from twistedcelery.demo.checkout import node_config, secret_variables
+
+from tests.support.node import CrossbarNode
+from tests.support.ports import free_port
+from tests.support.process import ROOT, python_program
+
+#: Who signs requests to ``/call``.
+KEY = "twistedcelery"
+
+JSON = {"Content-Type": "application/json"}
+
+SECRETS = {
+    "TWISTEDCELERY_TICKET": "the bridge's secret",
+    "TWISTEDCELERY_OPERATOR_TICKET": "the operator's secret",
+    "TWISTEDCELERY_CALL_SECRET": "the HTTP caller's secret",
+}
+TICKETS = {
+    "browser": None,
+    "bridge": SECRETS["TWISTEDCELERY_TICKET"],
+    "operator": SECRETS["TWISTEDCELERY_OPERATOR_TICKET"],
+}
+
+TASK, API, ADMIN = "celery.my_app.tasks.add", "celery_api.tasks", "celery_admin.shutdown"
+PROGRESS, RUN, HEARTBEAT = "celery.my_app.tasks.add.progress", "celery_task.0a1b", "celery_admin.worker.heartbeat"
+
+ALLOWED = [
+    ("browser", "call", TASK),
+    ("browser", "call", API),
+    ("browser", "subscribe", PROGRESS),
+    ("browser", "subscribe", RUN),
+    ("browser", "subscribe to all of", "celery."),
+    ("browser", "subscribe to all of", "celery_task."),
+    ("operator", "call", TASK),
+    ("operator", "call", API),
+    ("operator", "call", ADMIN),
+    ("operator", "subscribe", PROGRESS),
+    ("operator", "subscribe", RUN),
+    ("operator", "subscribe", HEARTBEAT),
+    ("bridge", "register", "celery.another"),
+    ("bridge", "register", "celery_api.another"),
+    ("bridge", "register", "celery_admin.another"),
+    ("bridge", "publish to", PROGRESS),
+    ("bridge", "publish to", RUN),
+    ("bridge", "publish to", HEARTBEAT),
+    ("bridge", "call", "wamp.session.get"),
+]
+REFUSED = [
+    ("browser", "call", ADMIN),
+    ("browser", "call", "wamp.session.list"),
+    ("browser", "call", "wamp.session.get"),
+    ("browser", "register", "celery.another"),
+    ("browser", "register", "celery_api.another"),
+    ("browser", "register", "celery_admin.another"),
+    ("browser", "register", "com.example"),
+    ("browser", "publish to", PROGRESS),
+    ("browser", "publish to", RUN),
+    ("browser", "publish to", HEARTBEAT),
+    ("browser", "publish to", "com.example"),
+    ("browser", "subscribe", HEARTBEAT),
+    ("browser", "subscribe", "wamp.session.on_join"),
+    ("browser", "subscribe", "com.example"),
+    ("browser", "subscribe to all of", "celery"),
+    ("browser", "subscribe to all of", "celery_admin."),
+    ("operator", "call", "wamp.session.list"),
+    ("operator", "register", "celery.another"),
+    ("operator", "register", "celery_admin.another"),
+    ("operator", "publish to", PROGRESS),
+    ("operator", "publish to", HEARTBEAT),
+    ("bridge", "call", TASK),
+    ("bridge", "call", ADMIN),
+    ("bridge", "call", "wamp.session.kill"),
+    ("bridge", "register", "com.example"),
+    ("bridge", "publish to", "com.example"),
+    ("bridge", "subscribe", "com.example"),
+]
+
+
+class Client(ApplicationSession):
+    """A session as one of the node's roles."""
+
+    def __init__(self, authid: str | None, ticket: str | None) -> None:
+        super().__init__(ComponentConfig("realm1"))
+        self.joined: Deferred[Client] = Deferred()
+        self.gone: Deferred[None] = Deferred()
+        self._authid, self._ticket = authid, ticket
+
+    def onConnect(self) -> None:
+        self.join("realm1", *([] if self._ticket is None else [["ticket"], self._authid]))
+
+    def onChallenge(self, challenge: Challenge) -> str | None:
+        return self._ticket
+
+    def onJoin(self, details: Any) -> None:
+        self.joined.callback(self)
+
+    def onLeave(self, details: CloseDetails) -> None:
+        if not self.joined.called:
+            self.joined.errback(ApplicationError(details.reason, details.message))
+        self.disconnect()
+
+    def onDisconnect(self) -> None:
+        self.gone.callback(None)
+
+
+@asynccontextmanager
+async def client(node: CrossbarNode, authid: str | None, ticket: str | None) -> AsyncIterator[Client]:
+    """A joined session, which leaves at the end; anonymous without a ticket."""
+    from twisted.internet import reactor
+
+    session = Client(authid, ticket)
+    factory = WampWebSocketClientFactory(lambda: session, url=node.url)
+    await TCP4ClientEndpoint(reactor, "127.0.0.1", node.port).connect(factory)
+    try:
+        yield await session.joined
+    finally:
+        if session.is_attached():
+            session.leave()
+        await session.gone
+
+
+async def attempt(session: Client, action: str, uri: str) -> None:
+    """Do it, and fail with what the router says."""
+    if action == "call":
+        await session.call(uri, *([session._session_id] if uri == "wamp.session.get" else []))
+    elif action == "register":
+        registration = await session.register(lambda: None, uri)
+        await registration.unregister()
+    elif action == "publish to":
+        await session.publish(uri, options=PublishOptions(acknowledge=True))
+    else:
+        match = "prefix" if action == "subscribe to all of" else "exact"
+        await session.subscribe(lambda **_: None, uri, SubscribeOptions(match=match))
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CrossbarNode]:
+    """The shipped node on a port of its own, without the container of the bridge."""
+    port = free_port()
+    config = node_config(ROOT, port)
+    config["workers"] = [worker for worker in config["workers"] if worker["type"] == "router"]
+    node = CrossbarNode(tmp_path_factory.mktemp("node"), config, port=port, env=SECRETS)
+    try:
+        node.start()
+        yield node
+    finally:
+        node.stop()
+
+
+@asynccontextmanager
+async def registrar(node: CrossbarNode) -> AsyncIterator[Client]:
+    """The bridge's place taken by a session that registers one procedure in each space."""
+    async with client(node, "bridge", TICKETS["bridge"]) as session:
+        await session.register(lambda x=0, y=0: x + y, TASK)
+        await session.register(lambda: b"\x89PNG", API)
+        await session.register(lambda: None, ADMIN)
+        yield session
+
+
+@pytest.mark.parametrize(("role", "action", "uri"), ALLOWED)
+@pytest_twisted.ensureDeferred
+async def test_role_may(node: CrossbarNode, role: str, action: str, uri: str) -> None:
+    """Each role can do what it is there for."""
+    async with registrar(node), client(node, role, TICKETS[role]) as session:
+        await attempt(session, action, uri)
+
+
+@pytest.mark.parametrize(("role", "action", "uri"), REFUSED)
+@pytest_twisted.ensureDeferred
+async def test_role_may_not(node: CrossbarNode, role: str, action: str, uri: str) -> None:
+    """The router refuses everything else."""
+    async with registrar(node), client(node, role, TICKETS[role]) as session:
+        with pytest.raises(ApplicationError) as refusal:
+            await attempt(session, action, uri)
+        assert refusal.value.error == ApplicationError.NOT_AUTHORIZED
+
+
+@pytest.mark.parametrize("authid", ["bridge", "operator"])
+@pytest.mark.parametrize(
+    "ticket",
+    ["", "wrong", "$TWISTEDCELERY_TICKET", "${TWISTEDCELERY_TICKET}", "${TWISTEDCELERY_OPERATOR_TICKET}"],
+)
+@pytest_twisted.ensureDeferred
+async def test_wrong_ticket(node: CrossbarNode, authid: str, ticket: str) -> None:
+    """Nobody joins as bridge or operator without the secret, least of all with its variable's name."""
+    with pytest.raises(ApplicationError, match="ticket in static WAMP-Ticket authentication is invalid"):
+        async with client(node, authid, ticket):
+            pass
+
+
+@pytest_twisted.ensureDeferred
+async def test_ticket_of_another_principal(node: CrossbarNode) -> None:
+    """The bridge's secret makes nobody an operator."""
+    with pytest.raises(ApplicationError, match="ticket in static WAMP-Ticket authentication is invalid"):
+        async with client(node, "operator", TICKETS["bridge"]):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [
+        ("http://127.0.0.1:{port}", 101),
+        ("http://localhost:{port}", 101),
+        ("http://127.0.0.1:1", 400),
+        ("http://example.com:{port}", 400),
+        ("https://example.com", 400),
+        ("null", 400),
+    ],
+)
+def test_websocket_from_a_page(node: CrossbarNode, origin: str, status: int) -> None:
+    """In a browser, only the node's own page can open its WebSocket."""
+    request = (
+        f"GET /ws HTTP/1.1\r\nHost: 127.0.0.1:{node.port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        f"Origin: {origin.format(port=node.port)}\r\nSec-WebSocket-Key: c2l4dGVlbiBieXRlcyBvaw==\r\n"
+        "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Protocol: wamp.2.json\r\n\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", node.port), timeout=10) as connection:
+        connection.sendall(request.encode())
+        answer = connection.recv(4096).decode()
+    assert answer.split()[1] == str(status)
+
+
+def test_listens_on_the_loopback_interface_only(node: CrossbarNode) -> None:
+    """No other address of the machine answers."""
+    with pytest.raises(ConnectionRefusedError):
+        # Linux delivers all of 127.0.0.0/8 to whoever listens on every address.
+        socket.create_connection(("127.0.0.2", node.port), timeout=10)
+
+
+def post(node: CrossbarNode, secret: str | None, procedure: str, *args: Any) -> tuple[int, Any]:
+    """Status and body of a POST to ``/call``, signed as Crossbar documents it if there is a secret."""
+    body = json.dumps({"procedure": procedure, "args": args}).encode()
+    url = f"http://127.0.0.1:{node.port}/call"
+    if secret is not None:
+        timestamp = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        signed = f"{KEY}{timestamp}12".encode() + body
+        digest = hmac.digest(secret.encode(), signed, hashlib.sha256)
+        query = {"key": KEY, "timestamp": timestamp, "seq": 1, "nonce": 2}
+        query["signature"] = base64.urlsafe_b64encode(digest).decode()
+        url += "?" + urllib.parse.urlencode(query)
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, data=body, headers=JSON), timeout=10) as answer:
+            return answer.status, json.load(answer)
+    except HTTPError as error:
+        with error:
+            return error.code, json.load(error)
+
+
+
+@pytest_twisted.ensureDeferred
+async def test_http_call(node: CrossbarNode) -> None:
+    """A signed POST to /call gets the procedure's result."""
+    async with registrar(node):
+        answer = await deferToThread(post, node, SECRETS["TWISTEDCELERY_CALL_SECRET"], TASK, 2, 3)
+    assert answer == (200, {"args": [5]})
+
+
+@pytest_twisted.ensureDeferred
+async def test_http_call_with_bytes(node: CrossbarNode) -> None:
+    """Bytes come over /call as WAMP writes them in JSON."""
+    async with registrar(node):
+        answer = await deferToThread(post, node, SECRETS["TWISTEDCELERY_CALL_SECRET"], API)
+    assert answer == (200, {"args": ["\0" + base64.b64encode(b"\x89PNG").decode()]})
+
+
+@pytest_twisted.ensureDeferred
+async def test_http_call_for_operators(node: CrossbarNode) -> None:
+    """/call gives no access to what needs an operator's ticket."""
+    async with registrar(node):
+        status, body = await deferToThread(post, node, SECRETS["TWISTEDCELERY_CALL_SECRET"], ADMIN)
+    assert (status, body["error"]) == (200, ApplicationError.NOT_AUTHORIZED)
+
+
+@pytest.mark.parametrize(("secret", "status"), [(None, 400), ("", 401), ("wrong", 401)])
+@pytest_twisted.ensureDeferred
+async def test_http_call_badly_signed(node: CrossbarNode, secret: str | None, status: int) -> None:
+    """/call refuses what is not signed with the secret."""
+    async with registrar(node):
+        answer, _ = await deferToThread(post, node, secret, TASK, 2, 3)
+    assert answer == status
+
+
+def test_crossbar_accepts_the_configuration() -> None:
+    """``crossbar check`` finds nothing wrong with the file as it is shipped."""
+    command = [python_program("crossbar"), "check", "--cbdir", str(ROOT / "crossbar" / ".crossbar")]
+    checked = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert checked.returncode == 0, checked.stdout
+    assert "node configuration looks good" in checked.stdout
+
+
+def test_the_secrets_the_node_insists_on() -> None:
+    """The node insists on every secret that it reads."""
+    assert set(secret_variables(node_config(ROOT, 8080))) == set(SECRETS)
+
+
+@pytest.mark.parametrize("value", [None, "", "  "], ids=["unset", "empty", "blank"])
+def test_missing_secret(
+    crossbar_node: Callable[..., CrossbarNode], monkeypatch: pytest.MonkeyPatch, value: str | None
+) -> None:
+    """The node ends, and says why, when a secret is missing."""
+    monkeypatch.delenv("TWISTEDCELERY_TICKET", raising=False)
+    env = {**SECRETS, "TWISTEDCELERY_TICKET": value}
+    port = free_port()
+    with pytest.raises(AssertionError) as ended:
+        crossbar_node(
+            node_config(ROOT, port), port=port, env={name: text for name, text in env.items() if text is not None}
+        )
+    state = "not set" if value is None else "empty"
+    assert f"the environment variable TWISTEDCELERY_TICKET is {state}: it must hold a secret" in str(ended.value)
+    assert "ended with 1" in str(ended.value)
