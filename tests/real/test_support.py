@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import uuid
@@ -18,14 +17,12 @@ from tests.support import taskapp
 from tests.support.ports import free_port
 from tests.support.process import ROOT, Process, wait_until
 
-# A command whose child detaches itself from session and process group, and prints the child's id.
-DAEMONISES = (
-    sys.executable,
-    "-c",
-    "import subprocess, time\n"
-    "print(subprocess.Popen(['sleep', '600'], start_new_session=True).pid, flush=True)\n"
-    "time.sleep({seconds})",
-)
+# Starts a child that detaches itself from session and process group, and prints the child's id.
+DETACHING = """
+import subprocess, time
+print(subprocess.Popen(["sleep", "600"], start_new_session=True).pid, flush=True)
+time.sleep(600)
+"""
 
 
 def alive(pid):
@@ -36,19 +33,16 @@ def alive(pid):
     return True
 
 
-def daemonising(tmp_path, *, seconds, **options):
-    python, flag, program = DAEMONISES
-    process = Process(
-        [python, flag, program.format(seconds=seconds)], directory=tmp_path, name="daemonising", **options
-    )
+def start_detaching(directory, **options):
+    process = Process([sys.executable, "-c", DETACHING], directory=directory, name="detaching", **options)
     process.start()
-    process.wait_until(lambda: process.output().strip().isdigit(), timeout=10, what="it prints its child's id")
+    process.wait_until(lambda: process.output().strip().isdigit(), timeout=10, what="it prints the id")
     return process, int(process.output())
 
 
 def test_stopping_a_process_also_kills_what_it_detached(tmp_path):
     """``stop`` kills detached children and tells what the command had left behind."""
-    process, child = daemonising(tmp_path, seconds=600)
+    process, child = start_detaching(tmp_path)
     assert alive(child)
     process.stop()
     assert not alive(child)
@@ -58,7 +52,7 @@ def test_stopping_a_process_also_kills_what_it_detached(tmp_path):
 def test_a_process_does_not_outlive_its_owner(tmp_path):
     """When the owner is killed with SIGKILL, the process and its detached children die."""
     owner = subprocess.Popen(["sleep", "600"])
-    process, child = daemonising(tmp_path, seconds=600, owner=owner.pid)
+    process, child = start_detaching(tmp_path, owner=owner.pid)
     owner.kill()
     owner.wait()
     wait_until(lambda: not process.running and not alive(child), timeout=10, what="it is gone")
@@ -174,7 +168,7 @@ class TestStrictness:
     def run(self, body):
         """Run pytest on one test and return its output."""
         test = ROOT / "tests" / "real" / f"test_strictness_{uuid.uuid4().hex}.py"
-        test.write_text("import pytest, pytest_twisted\nfrom twisted.internet.defer import Deferred, fail\n" + body)
+        test.write_text(f"import pytest, pytest_twisted\nfrom twisted.internet.defer import *\n{body}")
         try:
             return subprocess.run(
                 [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", str(test)],

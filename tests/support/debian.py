@@ -42,7 +42,7 @@ def require(program: str) -> Path:
         _install([PACKAGES[program]])
         path = _find(program)
     if path is None:
-        unavailable(f"{program} is missing, and the Debian package {PACKAGES[program]} could not be installed")
+        unavailable(f"{program} is missing, and Debian's {PACKAGES[program]} could not be installed")
     return path
 
 
@@ -62,7 +62,7 @@ def _install(packages: list[str]) -> bool:
     """Install Debian packages without starting a service. One process at a time."""
     if shutil.which("apt-get") is None:
         return False
-    with open(Path(tempfile.gettempdir()) / f"twistedcelery-apt-{os.getuid()}.lock", "w") as lock:
+    with (Path(tempfile.gettempdir()) / f"twistedcelery-apt-{os.getuid()}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         ours = not _POLICY.exists()
         if ours:

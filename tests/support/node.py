@@ -27,7 +27,8 @@ class CrossbarNode:
         path: str = "/ws",
         env: Mapping[str, str] | None = None,
     ) -> None:
-        """
+        """Describe a node; `start` runs it.
+
         :param directory: becomes the node's directory (``--cbdir``)
         :param config: what ``config.json`` is to hold
         :param port: where the configuration has its WebSocket listen, on the loopback interface
@@ -67,4 +68,3 @@ class CrossbarNode:
     def stop(self) -> None:
         """Stop it in good order. Safe to call twice."""
         self.process.stop()
-

@@ -52,9 +52,11 @@ def kill_all_in(directory: Path) -> None:
             guardian_fd = os.pidfd_open(facts["guardian"])
         except ProcessLookupError:
             continue  # it ended while we looked
-        with open(guardian_fd) as _closes_it:
+        try:
             signal.pidfd_send_signal(guardian_fd, signal.SIGTERM)
             select.select([guardian_fd], [], [], 30)
+        finally:
+            os.close(guardian_fd)
 
 
 class Process:
@@ -73,7 +75,8 @@ class Process:
         cwd: Path = ROOT,
         owner: int | None = None,
     ) -> None:
-        """
+        """Describe a process; `start` runs it.
+
         :param directory: where the log and the guardian's report go
         :param name: the stem of their file names
         :param env: variables added to those of this process

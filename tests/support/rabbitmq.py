@@ -134,7 +134,8 @@ class RabbitMQNode:
     """
 
     def __init__(self, directory: Path, *, owner: int | None = None) -> None:
-        """
+        """Prepare a node; `start` runs it.
+
         :param directory: an empty directory for everything the node keeps
         :param owner: the process the node must not outlive; this process unless given
         """

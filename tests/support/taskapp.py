@@ -6,6 +6,7 @@ import datetime
 import json
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 from celery import Celery, Task
@@ -86,7 +87,7 @@ def odd(kind: str) -> Any:
 
 def touch(path: str) -> str:
     """Append a line to a file, so that a test sees how often the task ran."""
-    with open(path, "a") as file:
+    with Path(path).open("a") as file:
         file.write("ran\n")
     return path
 

