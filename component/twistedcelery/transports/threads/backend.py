@@ -13,6 +13,7 @@ from celery.app.backends import by_url
 from celery.backends.asynchronous import AsyncBackendMixin
 from celery.backends.rpc import RPCBackend
 from celery.exceptions import ImproperlyConfigured
+from kombu.utils.encoding import ensure_bytes
 
 from twistedcelery.errors import ConfigurationError
 from twistedcelery.transports.threads.broker import connect_once
@@ -51,6 +52,8 @@ class OwnBackend:
         self.is_rpc = issubclass(self._class, RPCBackend)
         if self.is_pushed:
             self._class = _tamed(self._class, is_rpc=self.is_rpc)
+        elif hasattr(self._class, "_decode_stored_result"):
+            self._class = type(self._class.__name__, (_SqlBackend, self._class), {})
 
     def make(self) -> Any:
         """Make a backend. This may block.
@@ -107,12 +110,24 @@ class _Backend:
             return Undecodable(error)
 
 
+class _SqlBackend:
+    """A database backend that decodes what the application accepts, and nothing else.
+
+    Celery's own unpickles a value that it cannot decode and that looks like a pickle, though
+    ``result_accept_content`` does not list pickle.
+    """
+
+    def _decode_stored_result(self, payload: Any) -> Any:
+        return None if payload is None else self.decode(ensure_bytes(payload))  # type: ignore[attr-defined]
+
+
 class _Consumer:
     """A result consumer that gives up its connection at the first error, instead of sleeping on it."""
 
-    def _reconnect(self) -> None:
-        # Called while the connection's error is handled.
-        raise
+    @contextlib.contextmanager
+    def reconnect_on_error(self) -> Iterator[None]:
+        """Nothing: the connection's error comes through."""
+        yield
 
     def drop(self) -> None:
         """Let go of a connection that failed."""
@@ -161,6 +176,7 @@ class _ReplyQueueConsumer(_Consumer):
         if self._consumer is None:
             return
         try:
+            self._consumer.cancel()
             for queue in self._consumer.queues:
                 queue.delete()
         finally:

@@ -104,12 +104,18 @@ class Fetcher:
             return self._retry_at - self._clock()
         try:
             reader = self._reader or self._make_reader()
-            self._place(reader)
-            delay = reader.read(in_a_hurry=self._thread.has_jobs())
+            placed = list(self._unplaced)
+            for task_id in placed:
+                reader.watch(task_id)
+            self._unplaced.clear()
+            # Those who wait are told once the backend has answered.
+            delay = reader.read(in_a_hurry=bool(placed) or self._thread.has_jobs())
         except Exception as error:
             self._failed(error)
             return self._delay
         self._delay = _FIRST_DELAY
+        if placed:
+            self._thread.post(self._owner.placed, placed)
         return delay
 
     def close(self) -> None:
@@ -148,14 +154,6 @@ class Fetcher:
         self._unplaced = dict.fromkeys(self._tasks)
         return reader
 
-    def _place(self, reader: Reader) -> None:
-        if self._unplaced:
-            placed = list(self._unplaced)
-            for task_id in placed:
-                reader.watch(task_id)
-            self._unplaced.clear()
-            self._thread.post(self._owner.placed, placed)
-
     def _failed(self, error: Exception) -> None:
         if self._reader is not None:
             self._reader.drop()
@@ -169,5 +167,4 @@ class Fetcher:
         self._delay = min(self._delay * 2, _LAST_DELAY)
         if self._is_reached is not False:
             self._is_reached = False
-            # Celery's consumers wrap the connection's error.
-            self._thread.post(self._owner.lost, self._redactor.text(error.__cause__ or error))
+            self._thread.post(self._owner.lost, self._redactor.text(error))

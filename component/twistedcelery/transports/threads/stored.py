@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from celery import states
 from celery.backends.base import BaseKeyValueStoreBackend
+from celery.exceptions import SecurityError
+from kombu.exceptions import ContentDisallowed, SerializationError
 
 from twistedcelery.transports.threads.backend import Undecodable
 
 __all__ = ["StoredState", "check_meta", "read_stored"]
+
+
+#: What decoding raises, where a backend does it together with fetching.
+_DECODING_ERRORS = (
+    ContentDisallowed,
+    SerializationError,
+    SecurityError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+)
 
 
 class StoredState:
@@ -19,24 +34,22 @@ class StoredState:
     :ivar fingerprint: equal for equal states, and cheap to compare
     """
 
-    __slots__ = ("_backend", "_content", "fingerprint", "task_id")
+    __slots__ = ("_decode", "fingerprint", "task_id")
 
-    def __init__(self, backend: Any, task_id: str, content: Any, fingerprint: Any) -> None:
-        self._backend = backend
-        self._content = content
+    def __init__(self, task_id: str, fingerprint: Any, decode: Callable[[], Any]) -> None:
         self.task_id = task_id
         self.fingerprint = fingerprint
+        self._decode = decode
 
     def meta(self) -> Mapping[str, Any]:
         """The result meta. Raises whatever decoding raises: a file may be half written."""
-        content = self._content
-        return check_meta(content if isinstance(content, Mapping) else self._backend.decode_result(content))
+        return check_meta(self._decode())
 
 
 def check_meta(meta: Any) -> Mapping[str, Any]:
     """A result meta that has what its readers rely on.
 
-    :raises Exception: it has not, or it stands for something that could not be decoded
+    Raises ``ValueError`` where it has not, and the error of an `Undecodable`.
     """
     if isinstance(meta, Undecodable):
         raise meta.error
@@ -50,16 +63,20 @@ def read_stored(backend: Any, task_ids: Sequence[str]) -> Iterator[StoredState]:
 
     :param backend: a Celery result backend; what it raises when it cannot be reached comes through
     """
-    if not isinstance(backend, BaseKeyValueStoreBackend):
-        for task_id in task_ids:
-            meta = backend.get_task_meta(task_id, cache=False)
-            if meta.get("status") != states.PENDING:
-                # Exceptions are made anew by each read, and compare unequal.
-                yield StoredState(backend, task_id, meta, (meta.get("status"), repr(meta.get("result"))))
+    if isinstance(backend, BaseKeyValueStoreBackend):
+        for task_id, payload in zip(task_ids, _payloads(backend, task_ids), strict=True):
+            if payload:
+                yield StoredState(task_id, payload, partial(backend.decode_result, payload))
         return
-    for task_id, payload in zip(task_ids, _payloads(backend, task_ids), strict=True):
-        if payload:
-            yield StoredState(backend, task_id, payload, payload)
+    for task_id in task_ids:
+        try:
+            meta = backend.get_task_meta(task_id, cache=False)
+        except _DECODING_ERRORS as error:
+            yield StoredState(task_id, repr(error), partial(Undecodable, error))
+            continue
+        if meta.get("status") != states.PENDING:
+            # Exceptions are made anew by each read, and compare unequal.
+            yield StoredState(task_id, (meta.get("status"), repr(meta.get("result"))), partial(dict, meta))
 
 
 def _payloads(backend: Any, task_ids: Sequence[str]) -> Iterator[Any]:

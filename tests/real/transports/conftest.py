@@ -1,0 +1,31 @@
+"""Fixtures of the transports' tests."""
+
+from __future__ import annotations
+
+import pytest
+import pytest_twisted
+from twisted.internet import reactor, task
+from twisted.internet.defer import ensureDeferred
+
+from tests.real.transports.parts import IMPLEMENTATIONS, make_parts
+
+
+@pytest.fixture(params=IMPLEMENTATIONS)
+def parts(request, tmp_path):
+    """A broker with a result backend, one after another."""
+    made = make_parts(request.param, request, tmp_path)
+    yield made
+    pytest_twisted.blockon(ensureDeferred(made.close()))
+
+
+@pytest.fixture
+def eventually():
+    """``await eventually(condition)`` waits until it holds."""
+
+    async def wait(condition, timeout=10.0):
+        deadline = reactor.seconds() + timeout
+        while not condition():
+            assert reactor.seconds() < deadline, "it did not come to pass"
+            await task.deferLater(reactor, 0.01)
+
+    return wait
