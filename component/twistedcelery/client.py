@@ -17,7 +17,7 @@ from twisted.python.failure import Failure
 
 from twistedcelery.call import TaskDeferred
 from twistedcelery.encoder import Encoder
-from twistedcelery.errors import BrokerUnavailable, Disconnected, NoResultBackend, TwistedCeleryError
+from twistedcelery.errors import Disconnected, NoResultBackend, TwistedCeleryError
 from twistedcelery.pacing import Pacer
 from twistedcelery.pending import PendingCalls
 from twistedcelery.revoker import Revoker
@@ -242,14 +242,10 @@ class TwistedCelery:
         def failed(failure: Failure) -> None:
             if call.called:
                 return
-            if failure.check(CancelledError):
-                failure = Failure(
-                    BrokerUnavailable(f"nothing was ready to receive the task's result within {allowed:g} s")
-                )
             self._pending.discard(call)
             call.fail_published(failure)
 
-        watching.addTimeout(allowed, self._reactor, lambda failure, _: failure)
+        watching.addTimeout(allowed, self._reactor, lambda failure, _: failure)  # its own reason says more
         watching.addCallback(publish).addErrback(failed)
 
     def _publish(self, wires: _Wires, call: TaskDeferred, message: OutgoingMessage, ignored: bool) -> None:

@@ -113,7 +113,14 @@ class Encoder:
                 name, args, kwargs, task_id=task_id, producer=recorder, result_cls=_Sent, **options
             )
         message, *events = recorder.take(mandatory=True, resend=options.get("retry") is True)
-        return EncodedTask(message, events[0] if events else None, bool(sent.ignored))
+        return EncodedTask(message, events[0] if events else None, self._is_ignored(name, sent))
+
+    def _is_ignored(self, name: str, sent: _Sent) -> bool:
+        if sent.ignored is not None:
+            return bool(sent.ignored)
+        # The worker keeps the result of such a task to itself; whoever waits for it waits for ever.
+        # The plain registry, as in Celery's send_task: looking here must not finalize the application.
+        return bool(getattr(self._view._tasks.get(name), "ignore_result", False))
 
     def revoke(self, task_ids: Sequence[str], *, terminate: bool, signal: str) -> OutgoingMessage:
         """Encode the broadcast that revokes tasks.

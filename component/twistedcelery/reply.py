@@ -70,7 +70,7 @@ class ReplyDecoder:
         if compression is not None:
             body = self._decompress(body, compression)
         try:
-            meta = loads(body, content_type, content_encoding, accept=self._backend.accept)  # type: ignore[no-untyped-call]  # as all of kombu
+            meta = loads(body, content_type, content_encoding, accept=self._backend.accept)
         except kombu.exceptions.ContentDisallowed as error:
             accepted = ", ".join(sorted(self._backend.accept))
             raise ReplyNotAccepted(

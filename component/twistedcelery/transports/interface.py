@@ -74,7 +74,8 @@ class ResultSource(Protocol):
 
         :return: ``None`` where nothing needs waiting for, else a Deferred that fires when the
             task may be published without its first state being missed. It may fail with a
-            `twistedcelery.errors.TwistedCeleryError`.
+            `twistedcelery.errors.TwistedCeleryError`. Cancelled, it fails with one that says what
+            it waited for.
         """
 
     def forget(self, task_id: str) -> None:

@@ -94,7 +94,7 @@ class Brokers:
 
     def advance(self) -> None:
         """Turn to the next broker of the failover list; with one broker there is nothing to turn to."""
-        self._connection.maybe_switch_next()  # type: ignore[no-untyped-call]  # as all of kombu
+        self._connection.maybe_switch_next()
 
 
 def _tls_options(host: str, settings: Mapping[str, Any]) -> Any:

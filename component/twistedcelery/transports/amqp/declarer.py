@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Generator, Sequence
 from typing import Any
 
-from twisted.internet.defer import Deferred, DeferredLock, inlineCallbacks
+from twisted.internet.defer import Deferred, inlineCallbacks
+from twisted.python.failure import Failure
 
 from twistedcelery.errors import PublishRejected
 from twistedcelery.message import OutgoingMessage
@@ -28,7 +30,8 @@ class Declarer:
     def __init__(self, link: AmqpLink) -> None:
         self._link = link
         self._channel: AmqpChannel | None = None
-        self._one_at_a_time = DeferredLock()
+        self._queue: deque[tuple[OutgoingMessage, Deferred[None]]] = deque()
+        self._running = False
         # By identity, which is cheap; the entities are kept, so that no identity is used twice.
         self._declared: dict[int, Any] = {}
         self._exchanges = {""}
@@ -39,26 +42,42 @@ class Declarer:
             return True
         return any(id(entity) not in self._declared for entity in message.declare)
 
-    @inlineCallbacks
-    def declare_for(self, message: OutgoingMessage) -> Generator[Deferred[Any], Any, None]:
-        """Declare what a message needs.
+    def declare_for(self, message: OutgoingMessage) -> Deferred[None]:
+        """Declare what a message needs, after what messages before it need.
 
         :return: fails with `PublishRejected` where the broker refuses, or with
             `BrokerUnavailable` when the link is lost
         """
-        yield self._one_at_a_time.acquire()
-        try:
-            for entity in message.declare:
-                if id(entity) not in self._declared:
-                    yield self._carry_out(declarations(entity))
-                    self._remember(entity)
-            if message.exchange not in self._exchanges:
-                # Publishing to an exchange that does not exist closes the channel for everybody.
-                check = Declaration("exchange_declare", {"exchange": message.exchange, "passive": True})
-                yield self._carry_out([check])
-                self._exchanges.add(message.exchange)
-        finally:
-            self._one_at_a_time.release()
+        done: Deferred[None] = Deferred()
+        self._queue.append((message, done))
+        if not self._running:
+            self._running = True
+            self._run()
+        return done
+
+    @inlineCallbacks
+    def _run(self) -> Generator[Deferred[Any], Any, None]:
+        while self._queue:
+            message, done = self._queue.popleft()
+            try:
+                yield from self._declare(message)
+            except Exception as error:
+                # kombu's code runs here as well; whatever it is belongs to this message.
+                done.errback(Failure(error))
+            else:
+                done.callback(None)
+        self._running = False
+
+    def _declare(self, message: OutgoingMessage) -> Generator[Deferred[Any], Any, None]:
+        for entity in message.declare:
+            if id(entity) not in self._declared:
+                yield from self._carry_out(declarations(entity))
+                self._remember(entity)
+        if message.exchange not in self._exchanges:
+            # Publishing to an exchange that does not exist closes the channel for everybody.
+            check = Declaration("exchange_declare", {"exchange": message.exchange, "passive": True})
+            yield from self._carry_out([check])
+            self._exchanges.add(message.exchange)
 
     def _remember(self, entity: Any) -> None:
         exchange = getattr(entity, "exchange", entity)
@@ -66,7 +85,6 @@ class Declarer:
         if entity.can_cache_declaration:
             self._declared[id(entity)] = entity
 
-    @inlineCallbacks
     def _carry_out(self, steps: Sequence[Declaration]) -> Generator[Deferred[Any], Any, None]:
         if self._channel is None:
             self._channel = yield self._link.open_channel()

@@ -13,6 +13,7 @@ from typing import Any
 
 import pika
 import pika.exceptions
+from amqp import Message
 from pika.adapters.twisted_connection import TwistedChannel, TwistedProtocolConnection
 from pika.spec import Basic, BasicProperties
 from twisted.internet import defer, error
@@ -84,6 +85,7 @@ class AmqpLink:
 
     def __init__(self, protocol: _Protocol) -> None:
         self._protocol = protocol
+        self._closing = False
 
     def on_lost(self, callback: Callable[[BrokerUnavailable], None]) -> None:
         """Be told, once, that the connection has ended, whoever ended it."""
@@ -100,10 +102,17 @@ class AmqpLink:
     def close(self) -> None:
         """Begin to close in good order; `on_lost` tells of the end. What was written before goes
         out first."""
+        self._closing = True
         self._protocol.close()
 
+    def drop(self) -> None:
+        """End the connection, since something on it has failed; does nothing while it closes in
+        good order."""
+        if not self._closing:
+            self.abort()
+
     def abort(self) -> None:
-        """Drop the connection now."""
+        """End the connection now."""
         self._protocol.abort()
 
 
@@ -114,6 +123,7 @@ class AmqpChannel:
         self._calls = channel
         # pika's plain channel behind its Twisted wrapper: see the top of this file.
         self._channel = channel._channel
+        self._consumer_tag = ""
 
     def on_closed(self, callback: Callable[[PublishRejected | BrokerUnavailable], None]) -> None:
         """Be told, once, that the channel has ended: refused by the broker, or with its connection."""
@@ -165,7 +175,7 @@ class AmqpChannel:
                 exchange=message.exchange,
                 routing_key=message.routing_key,
                 body=message.body,
-                properties=BasicProperties(headers=message.headers, **message.properties),
+                properties=_Properties(message),
                 mandatory=message.mandatory,
             )
         except (pika.exceptions.ChannelWrongStateError, pika.exceptions.ConnectionWrongStateError) as closed:
@@ -173,7 +183,8 @@ class AmqpChannel:
         except Exception as problem:
             # pika names no common class for what it cannot encode.
             raise EncodeError(
-                f"the message for {message.routing_key!r} has no AMQP form; check its options and headers: {problem}"
+                f"the message to {message.exchange or message.routing_key!r} has no AMQP form; "
+                f"check its options and headers: {problem or type(problem).__name__}"
             ) from problem
 
     # Consuming
@@ -209,7 +220,9 @@ class AmqpChannel:
         self._fail_when_closed(ready)
 
         def begin(_: object) -> None:
-            self._channel.basic_consume(queue, deliver, callback=lambda _frame: ready.callback(None))
+            self._consumer_tag = self._channel.basic_consume(
+                queue, deliver, callback=lambda _frame: ready.callback(None)
+            )
 
         def refused(failure: Failure) -> None:
             if not ready.called:
@@ -236,10 +249,35 @@ class AmqpChannel:
         calling: defer.Deferred[Any] = method(**declaration.arguments)
         return calling.addErrback(lambda failure: Failure(_channel_error(failure)))
 
-    def delete_queue(self, queue: str) -> defer.Deferred[Any]:
-        """Delete a queue. One that does not exist is no error."""
+    def delete_consumed_queue(self, queue: str) -> defer.Deferred[Any]:
+        """Stop consuming, and delete the queue. One that does not exist is no error."""
+        self._channel.basic_cancel(self._consumer_tag)
         calling: defer.Deferred[Any] = self._calls.queue_delete(queue)
         return calling.addErrback(lambda failure: Failure(_channel_error(failure)))
+
+
+class _Properties(BasicProperties):
+    """A message's properties and headers, in py-amqp's encoding.
+
+    pika cannot encode floats, which time limits and user headers have; and what Celery's own client
+    puts on the wire is what py-amqp makes of it.
+    """
+
+    def __init__(self, message: OutgoingMessage) -> None:
+        unknown = message.properties.keys() - _PROPERTY_NAMES
+        if unknown:
+            raise ValueError(f"AMQP has no property {', '.join(sorted(unknown))}")
+        self._encoded: bytes = Message(
+            application_headers=message.headers, **message.properties
+        )._serialize_properties()
+
+    def encode(self) -> list[bytes]:
+        """As pika asks for it: the parts that follow a content header's fixed ones."""
+        return [self._encoded]
+
+
+#: What AMQP 0-9-1 has but for the headers, in py-amqp's names.
+_PROPERTY_NAMES = {name for name, _ in Message.PROPERTIES} - {"application_headers"}
 
 
 class _Protocol(TwistedProtocolConnection):
@@ -259,14 +297,16 @@ class _Protocol(TwistedProtocolConnection):
 
     # pika hands the reason to this method and then forgets it.
     def _on_connection_failed(self, connection: Any, reason: BaseException | None = None) -> None:
-        self._reason = reason
+        self._reason = self._reason or reason
         super()._on_connection_failed(connection, reason)
 
     def _on_connection_closed(self, connection: Any, reason: BaseException) -> None:
-        self._reason = reason
+        self._reason = self._reason or reason
         super()._on_connection_closed(connection, reason)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
+        # What the broker said when it closed; pika's adapter overwrites it with "connection done".
+        self._reason = self._impl._error
         super().connectionLost(reason)
         self._lost = _connection_error(self._reason or reason.value)
         callbacks, self._lost_callbacks = self._lost_callbacks, []

@@ -114,7 +114,7 @@ class AmqpPublisher:
             self._channel = channel
             self._last_tag = 0
             # Without its channel the link is of no use here.
-            channel.on_closed(lambda _reason: link.abort())
+            channel.on_closed(lambda _reason: link.drop())
             return channel.confirm_publishing(self._confirmed, self._returned)
 
         self._declarer = Declarer(link)

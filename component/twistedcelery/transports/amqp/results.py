@@ -54,6 +54,7 @@ class AmqpResults:
         self._channel: AmqpChannel | None = None
         self._to_ack: int | None = None
         self._ack_turn: Timer | None = None
+        self._reason: BrokerUnavailable | None = None
         self._connection: Connection
 
     def use(self, connection: Connection) -> AmqpResults:
@@ -79,7 +80,7 @@ class AmqpResults:
         if state in (State.CLOSING, State.CLOSED):
             return fail(Disconnected("the connection for results was closed by disconnect()"))
         self._connection.start()
-        waiter: Deferred[None] = Deferred()
+        waiter: Deferred[None] = Deferred(self._gave_up)
         self._waiters.append(waiter)
         return waiter
 
@@ -93,7 +94,7 @@ class AmqpResults:
             self._ack_turn = None
         if self._channel is not None and self.connected:
             # It goes out before the closing handshake; nobody needs to wait for its answer.
-            self._channel.delete_queue(self._queue).addErrback(
+            self._channel.delete_consumed_queue(self._queue).addErrback(
                 lambda failure: _log.debug("the reply queue was left to expire: {error}", error=failure.value)
             )
         closed = self._connection.close()
@@ -106,7 +107,7 @@ class AmqpResults:
     def prepare(self, link: AmqpLink) -> Generator[Deferred[Any], Any, None]:
         """Declare the reply queue and consume it on a new link."""
         channel: AmqpChannel = yield link.open_channel()
-        channel.on_closed(lambda _reason: link.abort())
+        channel.on_closed(lambda _reason: link.drop())
         expires = max(MIN_EXPIRES, self._decoder.expires or DEFAULT_EXPIRES)
         yield channel.declare(
             Declaration(
@@ -116,28 +117,31 @@ class AmqpResults:
         )
         # The broker ends the consumer when the queue is deleted under it; the next link declares
         # it again.
-        yield channel.consume(self._queue, PREFETCH, self._delivered, on_cancelled=link.abort)
+        yield channel.consume(self._queue, PREFETCH, self._delivered, on_cancelled=link.drop)
         self._channel = channel
 
     def connection_up(self) -> None:
         """Tell those who wait that tasks may be published."""
         waiters, self._waiters = self._waiters, []
         for waiter in waiters:
-            if not waiter.called:
-                waiter.callback(None)
+            waiter.callback(None)
 
     def connection_lost(self, reason: BrokerUnavailable) -> None:
         """Wait for the next link, but not for a password that is wrong."""
         self._channel = None
         self._to_ack = None
+        self._reason = reason
         if isinstance(reason, BrokerAccessRefused):
             self._fail_waiters(reason)
+
+    def _gave_up(self, waiter: Deferred[None]) -> None:
+        self._waiters.remove(waiter)
+        waiter.errback(Failure(BrokerUnavailable(f"no connection to receive results: {self._reason or 'not yet'}")))
 
     def _fail_waiters(self, error: Exception) -> None:
         waiters, self._waiters = self._waiters, []
         for waiter in waiters:
-            if not waiter.called:
-                waiter.errback(Failure(error))
+            waiter.errback(Failure(error))
 
     def _delivered(self, delivery: Delivery) -> None:
         # One acknowledgement for all deliveries of a reactor turn.
