@@ -197,6 +197,19 @@ class TestStrictness:
         assert "TimeoutError" in output
         assert "1 failed" in output
 
+    @pytest.mark.parametrize(
+        "blocks", ["time.sleep(60)", "reactor.callLater(0, time.sleep, 60); await Deferred()"]
+    )
+    def test_a_blocked_reactor_fails_the_test(self, blocks):
+        """A test that blocks the reactor, itself or in a callback, fails at its time limit."""
+        output = self.run(
+            "import time\nfrom twisted.internet import reactor\n"
+            "@pytest.mark.timeout(0.5)\n@pytest_twisted.ensureDeferred\n"
+            f"async def test_it():\n    {blocks}\n",
+        )
+        assert "Timeout (>0.5s)" in output
+        assert "1 failed" in output
+
     def test_a_flushed_failure_passes(self, logged_errors):
         """A test that expects a logged failure takes it away."""
         fail(ValueError("expected"))

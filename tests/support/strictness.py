@@ -76,9 +76,8 @@ def pytest_collection_finish() -> None:
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> None:
     """Cancel what a test waits for when its time is up, so that it fails where it stands.
 
-    pytest-timeout's signal would end in the reactor's main loop, which logs it and goes on; its
-    other method ends the process. So that is left for tests that block the reactor, and what waits
-    for a Deferred is ended here, a little earlier.
+    pytest-timeout's signal, which ends a test that blocks, would here end in the reactor's main
+    loop, which logs it and goes on.
     """
     marker = pyfuncitem.get_closest_marker("timeout")
     limit = marker.args[0] if marker else pyfuncitem.config.getini("timeout")
