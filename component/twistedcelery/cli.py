@@ -25,7 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="twistedcelery", description="Celery tasks for Twisted, and for WAMP clients through Crossbar.io."
+        prog="twistedcelery",
+        description="Celery tasks for Twisted, and for WAMP clients through Crossbar.io.",
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -36,7 +37,9 @@ def _parser() -> argparse.ArgumentParser:
         description="Run the demo of this checkout: a Crossbar.io router, the bridge and one Celery worker. "
         "It needs no server and no root. Ctrl-C stops everything it started.",
     )
-    demo.add_argument("--broker", metavar="URL", help="Celery broker (default: files in a temporary directory)")
+    demo.add_argument(
+        "--broker", metavar="URL", help="Celery broker (default: files in a temporary directory)"
+    )
     demo.add_argument(
         "--backend", metavar="URL", help="Celery result backend (default: files in a temporary directory)"
     )

@@ -13,7 +13,8 @@ def encode(width: int, rows: Sequence[bytes]) -> bytes:
     """The PNG of ``rows``, from top to bottom, each of ``3 * width`` bytes."""
     header = struct.pack(">IIBBBBB", width, len(rows), 8, _RGB, 0, 0, 0)
     pixels = b"".join(_NO_FILTER + row for row in rows)
-    return _SIGNATURE + _chunk(b"IHDR", header) + _chunk(b"IDAT", zlib.compress(pixels)) + _chunk(b"IEND", b"")
+    chunks = (_chunk(b"IHDR", header), _chunk(b"IDAT", zlib.compress(pixels)), _chunk(b"IEND", b""))
+    return _SIGNATURE + b"".join(chunks)
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:

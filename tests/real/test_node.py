@@ -25,16 +25,14 @@ from autobahn.wamp.types import Challenge, CloseDetails, ComponentConfig, Publis
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint
 from twisted.internet.threads import deferToThread
-from twistedcelery.demo.checkout import node_config, secret_variables
 
 from tests.support.node import CrossbarNode
 from tests.support.ports import free_port
 from tests.support.process import ROOT, python_program
+from twistedcelery.demo.checkout import node_config, secret_variables
 
 #: Who signs requests to ``/call``.
 KEY = "twistedcelery"
-
-JSON = {"Content-Type": "application/json"}
 
 SECRETS = {
     "TWISTEDCELERY_TICKET": "the bridge's secret",
@@ -48,7 +46,8 @@ TICKETS = {
 }
 
 TASK, API, ADMIN = "celery.my_app.tasks.add", "celery_api.tasks", "celery_admin.shutdown"
-PROGRESS, RUN, HEARTBEAT = "celery.my_app.tasks.add.progress", "celery_task.0a1b", "celery_admin.worker.heartbeat"
+PROGRESS, RUN = "celery.my_app.tasks.add.progress", "celery_task.0a1b"
+HEARTBEAT = "celery_admin.worker.heartbeat"
 
 ALLOWED = [
     ("browser", "call", TASK),
@@ -265,12 +264,12 @@ def post(node: CrossbarNode, secret: str | None, procedure: str, *args: Any) -> 
         query["signature"] = base64.urlsafe_b64encode(digest).decode()
         url += "?" + urllib.parse.urlencode(query)
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, data=body, headers=JSON), timeout=10) as answer:
+        request = urllib.request.Request(url, data=body, headers={"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=10) as answer:
             return answer.status, json.load(answer)
     except HTTPError as error:
         with error:
             return error.code, json.load(error)
-
 
 
 @pytest_twisted.ensureDeferred
@@ -325,12 +324,13 @@ def test_missing_secret(
 ) -> None:
     """The node ends, and says why, when a secret is missing."""
     monkeypatch.delenv("TWISTEDCELERY_TICKET", raising=False)
-    env = {**SECRETS, "TWISTEDCELERY_TICKET": value}
+    env = {name: text for name, text in SECRETS.items() if name != "TWISTEDCELERY_TICKET"}
+    if value is not None:
+        env["TWISTEDCELERY_TICKET"] = value
     port = free_port()
     with pytest.raises(AssertionError) as ended:
-        crossbar_node(
-            node_config(ROOT, port), port=port, env={name: text for name, text in env.items() if text is not None}
-        )
+        crossbar_node(node_config(ROOT, port), port=port, env=env)
+    said = str(ended.value)
     state = "not set" if value is None else "empty"
-    assert f"the environment variable TWISTEDCELERY_TICKET is {state}: it must hold a secret" in str(ended.value)
-    assert "ended with 1" in str(ended.value)
+    assert f"the environment variable TWISTEDCELERY_TICKET is {state}: it must hold a secret" in said
+    assert "ended with 1" in said

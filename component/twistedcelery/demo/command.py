@@ -59,11 +59,13 @@ def _run(broker: str | None, backend: str | None, port: int) -> None:
         children: list[Child] = []
         try:
             _start(children, root, directory, broker, backend, port)
-            print(f"Starting the router with the bridge, and a worker; their logs are in {directory}", flush=True)
+            print(f"Starting router, bridge and worker; their logs are in {directory}", flush=True)
             # Imported late: while it loads, the children start.
+            from twisted.internet import reactor
+
             from twistedcelery.demo.watch import watch
 
-            watch(children, port, began)
+            watch(reactor, children, port, began)
         finally:
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 signal.signal(number, signal.SIG_IGN)  # it is stopping already
@@ -76,9 +78,10 @@ def _check_port(port: int) -> None:
         try:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
-            reason = "is in use" if error.errno == errno.EADDRINUSE else f"is not to be had ({error.strerror})"
+            in_use = error.errno == errno.EADDRINUSE
+            state = "is in use" if in_use else f"cannot be used ({error.strerror})"
             raise DemoError(
-                f"port {port} on 127.0.0.1 {reason}: choose another with --port N, or make demo PORT=N"
+                f"port {port} on 127.0.0.1 {state}: choose another with --port N, or make demo PORT=N"
             ) from error
 
 
@@ -102,12 +105,13 @@ def _start(
     children.append(
         Child(
             "worker",
-            [sys.executable, "-m", "celery", "-A", "my_app", "worker", "--concurrency=2", "--loglevel=INFO"],
+            # Of threads, so that the worker is one process.
+            [sys.executable, "-m", "celery", "-A", "my_app", "worker", "--pool=threads", "--loglevel=INFO"],
             log=directory / "worker.log",
             env=env,
             cwd=root,
-            # Not SIGTERM, on which a worker waits for its tasks to end.
-            stop_signal=signal.SIGQUIT,
+            # At any other it waits, for its tasks or for its next look at the broker.
+            stop_signal=signal.SIGKILL,
         )
     )
 

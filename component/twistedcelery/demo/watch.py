@@ -24,14 +24,13 @@ _PATIENCE = 60.0
 _LOOK = 0.1
 
 
-def watch(children: Sequence[Child], port: int, began: float) -> None:
-    """Make the first call, print its result, and return when told to stop. It runs the reactor.
+def watch(reactor: Any, children: Sequence[Child], port: int, began: float) -> None:
+    """Make the first call, print its result, and return when told to stop.
 
+    :param reactor: which it runs
     :param began: when the demo started, by the monotonic clock
     :raise DemoError: if a child ends, or the first call does not succeed
     """
-    from twisted.internet import reactor
-
     running = _Running(reactor, children)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: reactor.callFromThread(running.stop))

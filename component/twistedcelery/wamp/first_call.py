@@ -46,7 +46,8 @@ async def _join(reactor: Any, port: int, realm: str) -> ApplicationSession:
     endpoint = TCP4ClientEndpoint(reactor, "127.0.0.1", port)
     while True:
         joined: Deferred[ApplicationSession] = Deferred()
-        factory = WampWebSocketClientFactory(
+        # Autobahn does not declare that its factories provide Twisted's interface.
+        factory: Any = WampWebSocketClientFactory(
             lambda joined=joined: _Session(ComponentConfig(realm), joined), url=f"ws://127.0.0.1:{port}/ws"
         )
         try:
@@ -58,7 +59,7 @@ async def _join(reactor: Any, port: int, realm: str) -> ApplicationSession:
             await task.deferLater(reactor, _PAUSE)
 
 
-class _Session(ApplicationSession):  # type: ignore[misc]  # autobahn's classes are not typed
+class _Session(ApplicationSession):
     def __init__(self, config: ComponentConfig, joined: Deferred[ApplicationSession]) -> None:
         super().__init__(config)
         self._joined = joined

@@ -18,7 +18,7 @@ from __future__ import annotations
 import base64
 import json
 import os
-from typing import Any
+from typing import Any, ClassVar
 
 from autobahn.twisted.wamp import ApplicationSession
 from autobahn.wamp.types import CallResult, ComponentConfig, SessionDetails
@@ -27,13 +27,13 @@ from twisted.internet.defer import Deferred, ensureDeferred
 
 from twistedcelery.errors import ConfigurationError
 
-__all__ = ["KEY", "SECRET_VARIABLE", "HttpCaller", "resource"]
+__all__ = ["KEY", "VARIABLE", "HttpCaller", "resource"]
 
 #: The ``key`` that a signed request names.
 KEY = "twistedcelery"
 
 #: The environment variable with the secret that signs requests.
-SECRET_VARIABLE = "TWISTEDCELERY_CALL_SECRET"
+VARIABLE = "TWISTEDCELERY_CALL_SECRET"
 
 #: Bytes of a request, at most. Crossbar accepts no larger limit.
 _BODY_LIMIT = 1024 * 1024
@@ -41,21 +41,22 @@ _BODY_LIMIT = 1024 * 1024
 #: Seconds that the clocks of caller and node may differ; a request is good for as long.
 _CLOCK_TOLERANCE = 300
 
-# Crossbar gives a web resource nothing but its ``extra``, so the session waits here for `resource`.
-# Crossbar starts a router's components before its transports.
-_session: HttpCaller | None = None
 
-
-class HttpCaller(ApplicationSession):  # type: ignore[misc]  # autobahn's classes are not typed
+class HttpCaller(ApplicationSession):
     """Calls procedures for ``/call``.
 
     It starts before the router listens, and stops the node from starting with a secret missing:
     Crossbar itself takes an unset or empty variable for a ticket without complaint, and an empty
     ticket is one that anybody can present.
 
+    :cvar current: the process's session, once it has joined
     :param config: ``extra["secrets"]`` names the environment variables that must hold a secret
     :raise ConfigurationError: where one of them does not
     """
+
+    # Crossbar gives a web resource nothing but its ``extra``, so that `resource` finds the session here.
+    # Crossbar starts a router's components before its transports.
+    current: ClassVar[HttpCaller | None] = None
 
     def __init__(self, config: ComponentConfig) -> None:
         super().__init__(config)
@@ -63,8 +64,7 @@ class HttpCaller(ApplicationSession):  # type: ignore[misc]  # autobahn's classe
             secret(variable)
 
     def onJoin(self, details: SessionDetails) -> None:
-        global _session
-        _session = self
+        HttpCaller.current = self
 
     def call(self, procedure: str, *args: Any, **kwargs: Any) -> Deferred[Any]:
         """As a session's ``call``, with a result that JSON carries."""
@@ -83,15 +83,16 @@ def resource(extra: dict[str, Any]) -> CallerResource:
     :param extra: nothing that this resource reads
     :raise ConfigurationError: if the node has no `HttpCaller`, or no secret is set
     """
-    if _session is None:
+    session = HttpCaller.current
+    if session is None:
         raise ConfigurationError("/call needs the router component twistedcelery.wamp.http_call.HttpCaller")
     options = {
         "key": KEY,
-        "secret": secret(SECRET_VARIABLE),
+        "secret": secret(VARIABLE),
         "post_body_limit": _BODY_LIMIT,
         "timestamp_delta_limit": _CLOCK_TOLERANCE,
     }
-    return CallerResource(options, _session)
+    return CallerResource(options, session)
 
 
 def secret(variable: str) -> str:
