@@ -64,7 +64,7 @@ def test_fail(tasks: ModuleType) -> None:
 
 
 def test_mandelbrot(tasks: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It draws a picture of the size asked for, black where points stay and coloured elsewhere, and reports its rows."""
+    """It draws a picture of the size asked for, the set itself in black, and reports its rows."""
     states: list[Any] = []
     monkeypatch.setattr(tasks.mandelbrot, "update_state", lambda **state: states.append(state))
     monkeypatch.setattr(tasks, "REPORT_INTERVAL", 0)
