@@ -52,7 +52,7 @@ def mandelbrot(
     if not 1 <= iterations <= 10_000:
         raise ValueError(f"iterations must be 1 to 10000, not {iterations}")
     step = scale / height
-    colours = [colour((n / iterations) ** 0.5) for n in range(iterations)] + [(0, 0, 0)]
+    colours = [colour(((n + 1) / (iterations + 1)) ** 0.5) for n in range(iterations)] + [(0, 0, 0)]
     rows: list[bytes] = []
     reported = time.monotonic()
     for row in range(height):

@@ -12,7 +12,7 @@ const EXAMPLES = {
   "my_app.tasks.fail": ["on purpose"],
 };
 
-// How a cancelled call ends.
+// How a call ends that was cancelled here.
 const CANCELLED = new Set(["celery.error.revoked", "wamp.error.canceled"]);
 
 const find = (selector, within = document) => within.querySelector(selector);
@@ -124,6 +124,7 @@ function call(task, args, kwargs) {
 class CallCard {
   #card = copyOf("call");
   #began = performance.now();
+  #cancelling = false;
 
   constructor(task, args, kwargs) {
     const given = [...args.map((arg) => JSON.stringify(arg)), ...Object.entries(kwargs).map(([key, arg]) => `${key}=${JSON.stringify(arg)}`)];
@@ -138,6 +139,7 @@ class CallCard {
     const button = find(".cancel", this.#card);
     button.addEventListener("click", () => {
       button.disabled = true;
+      this.#cancelling = true;
       this.#say("Cancelling");
       cancel();
     });
@@ -158,7 +160,7 @@ class CallCard {
   }
 
   fail(uri, message) {
-    const [state, text] = CANCELLED.has(uri) ? ["cancelled", "Cancelled"] : ["failed", "Failed"];
+    const [state, text] = this.#cancelling && CANCELLED.has(uri) ? ["cancelled", "Cancelled"] : ["failed", "Failed"];
     this.#end(state, text, Object.assign(textElement("p", uri), { className: "uri" }), textElement("pre", message));
   }
 
