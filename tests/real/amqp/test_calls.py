@@ -309,6 +309,30 @@ async def test_an_unknown_option(client):
         await client().send_task("taskapp.add", args=(1, 2), coutdown=3)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"headers": {"x": float("nan")}},
+        {"headers": {"x": [{"deep": -float("inf")}]}},
+        {"headers": {"x": object()}},
+        {"headers": {"CC": "not a list"}},
+        {"expires": 50 * 86_400},
+        {"user_id": "somebody else"},
+        {"priority": 300},
+        {"message_id": "x" * 300},
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_what_the_broker_would_close_the_channel_for(client, worker, options):
+    """It fails its call alone: sent, it would cost everybody the channel or the connection."""
+    worker()
+    tx_app = client()
+    waiting = [tx_app.send_task("taskapp.add", args=(n, 1)) for n in range(20)]
+    with pytest.raises(twistedcelery.EncodeError):
+        await tx_app.send_task("taskapp.add", args=(1, 2), **options)
+    assert await gatherResults(waiting) == [n + 1 for n in range(20)]
+
+
 @pytest_twisted.ensureDeferred
 async def test_an_unroutable_task_fails(client, broker_url, worker):
     """A task that reaches no queue fails with ``Unroutable``; the next call is undisturbed."""

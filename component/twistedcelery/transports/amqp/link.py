@@ -13,7 +13,6 @@ from typing import Any
 
 import pika
 import pika.exceptions
-from amqp import Message
 from pika.adapters.twisted_connection import TwistedChannel, TwistedProtocolConnection
 from pika.spec import Basic, BasicProperties
 from twisted.internet import defer, error
@@ -25,6 +24,7 @@ from twistedcelery._types import Clock
 from twistedcelery.errors import BrokerAccessRefused, BrokerUnavailable, EncodeError, PublishRejected
 from twistedcelery.message import OutgoingMessage
 from twistedcelery.transports.amqp.declare import Declaration
+from twistedcelery.transports.amqp.properties import encode_properties
 
 __all__ = ["AmqpChannel", "AmqpLink", "Delivery", "LinkParameters", "open_link"]
 
@@ -97,7 +97,10 @@ class AmqpLink:
             opening: defer.Deferred[TwistedChannel] = self._protocol.channel()
         except pika.exceptions.AMQPError as closed:
             return defer.fail(_connection_error(closed))
-        return opening.addCallbacks(AmqpChannel, lambda failure: Failure(_connection_error(failure.value)))
+        return opening.addCallbacks(
+            lambda channel: AmqpChannel(channel, self._protocol.userid),
+            lambda failure: Failure(_connection_error(failure.value)),
+        )
 
     def close(self) -> None:
         """Begin to close in good order; `on_lost` tells of the end. What was written before goes
@@ -119,8 +122,9 @@ class AmqpLink:
 class AmqpChannel:
     """A channel: publish with confirms, consume, declare."""
 
-    def __init__(self, channel: TwistedChannel) -> None:
+    def __init__(self, channel: TwistedChannel, userid: str) -> None:
         self._calls = channel
+        self._userid = userid
         # pika's plain channel behind its Twisted wrapper: see the top of this file.
         self._channel = channel._channel
         self._consumer_tag = ""
@@ -167,7 +171,7 @@ class AmqpChannel:
     def publish(self, message: OutgoingMessage) -> None:
         """Write a message.
 
-        :raises EncodeError: when its properties or headers have no AMQP form
+        :raises EncodeError: when the broker cannot take its properties or headers
         :raises BrokerUnavailable: when the channel is not open
         """
         try:
@@ -175,7 +179,7 @@ class AmqpChannel:
                 exchange=message.exchange,
                 routing_key=message.routing_key,
                 body=message.body,
-                properties=_Properties(message),
+                properties=_Properties(encode_properties(message, self._userid)),
                 mandatory=message.mandatory,
             )
         except (pika.exceptions.ChannelWrongStateError, pika.exceptions.ConnectionWrongStateError) as closed:
@@ -257,27 +261,14 @@ class AmqpChannel:
 
 
 class _Properties(BasicProperties):
-    """A message's properties and headers, in py-amqp's encoding.
+    """Properties and headers that are encoded already."""
 
-    pika cannot encode floats, which time limits and user headers have; and what Celery's own client
-    puts on the wire is what py-amqp makes of it.
-    """
-
-    def __init__(self, message: OutgoingMessage) -> None:
-        unknown = message.properties.keys() - _PROPERTY_NAMES
-        if unknown:
-            raise ValueError(f"AMQP has no property {', '.join(sorted(unknown))}")
-        self._encoded: bytes = Message(
-            application_headers=message.headers, **message.properties
-        )._serialize_properties()
+    def __init__(self, encoded: bytes) -> None:
+        self._encoded = encoded
 
     def encode(self) -> list[bytes]:
         """As pika asks for it: the parts that follow a content header's fixed ones."""
         return [self._encoded]
-
-
-#: What AMQP 0-9-1 has but for the headers, in py-amqp's names.
-_PROPERTY_NAMES = {name for name, _ in Message.PROPERTIES} - {"application_headers"}
 
 
 class _Protocol(TwistedProtocolConnection):
@@ -285,6 +276,7 @@ class _Protocol(TwistedProtocolConnection):
 
     def __init__(self, parameters: pika.ConnectionParameters, reactor: Clock) -> None:
         super().__init__(parameters, custom_reactor=reactor)
+        self.userid: str = parameters.credentials.username
         self._reason: BaseException | None = None
         self._lost_callbacks: list[Callable[[BrokerUnavailable], None]] = []
         self._lost: BrokerUnavailable | None = None
