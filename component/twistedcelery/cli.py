@@ -55,7 +55,8 @@ class _Version(argparse.Action):
             version = metadata.version("twistedcelery")
         except metadata.PackageNotFoundError:
             version = "(run from its source, not installed)"
-        parser.exit(message=f"twistedcelery {version}\n")
+        print(f"twistedcelery {version}")
+        parser.exit()
 
 
 def _port(text: str) -> int:
