@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import socket
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import kombu
@@ -18,7 +18,7 @@ from tests.support.taskapp import create_app
 from twistedcelery.message import OutgoingMessage
 from twistedcelery.transports.choose import choose
 
-__all__ = ["IMPLEMENTATIONS", "Parts", "Receiver", "message"]
+__all__ = ["IMPLEMENTATIONS", "Parts", "Receiver", "descriptors", "make_parts", "message"]
 
 
 class Receiver:
@@ -107,7 +107,7 @@ class Parts:
         """Whether there is nothing to take."""
         try:
             self.take(queue, timeout=0.2)
-        except (TimeoutError, socket.timeout):
+        except TimeoutError:
             return True
         return False
 
@@ -270,3 +270,8 @@ def message(queue: str, number: int = 0, **changes: Any) -> OutgoingMessage:
         "mandatory": True,
     }
     return OutgoingMessage(**{**fields, **changes})
+
+
+def descriptors() -> set[str]:
+    """The open file descriptors of this process."""
+    return {entry.name for entry in Path("/proc/self/fd").iterdir()}

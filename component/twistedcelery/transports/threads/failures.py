@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from typing import Any, Protocol, TypeVar
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 import amqp.exceptions  # type: ignore[import-untyped]  # it has no type information
 import kombu.exceptions
@@ -70,6 +70,7 @@ class Redactor:
         for url in urls:
             for one in [url] if isinstance(url, str) else (url or []):
                 secrets.update(_passwords(str(one)))
+        secrets.update({quote(s, safe=safe) for s in secrets if isinstance(s, str) for safe in ("", ":")})
         # The longest first, so that no part of one is left when another is contained in it.
         self._secrets = sorted((s for s in secrets if isinstance(s, str) and s), key=len, reverse=True)
 

@@ -1,0 +1,87 @@
+"""Which transport serves which configuration."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from celery import Celery
+from twisted.internet.task import Clock
+
+from tests.support.process import ROOT
+from twistedcelery.errors import ConfigurationError
+from twistedcelery.transports.choose import choose
+
+
+def chosen(transport="auto", **config):
+    app = Celery(set_as_current=False)
+    app.conf.update(config)
+    publisher, results = choose(app, Clock(), object(), publish_timeout=1, transport=transport)
+    return type(publisher).__name__, type(results).__name__
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"broker_url": "amqp://", "result_backend": "rpc://"}, ("AmqpPublisher", "AmqpResults")),
+        ({"broker_url": "pyamqp://h", "result_backend": "rpc"}, ("AmqpPublisher", "AmqpResults")),
+        ({"broker_url": "amqps://h", "result_backend": "rpc://"}, ("AmqpPublisher", "AmqpResults")),
+        ({"broker_url": "amqp://a;amqp://b", "result_backend": "rpc://"}, ("AmqpPublisher", "AmqpResults")),
+        (
+            {"broker_url": ["amqp://a", "amqp://b"], "result_backend": "rpc://"},
+            ("AmqpPublisher", "AmqpResults"),
+        ),
+        ({"result_backend": "rpc://"}, ("AmqpPublisher", "AmqpResults")),
+        ({"broker_url": "amqp://", "result_backend": "redis://"}, ("AmqpPublisher", "ThreadedResults")),
+        ({"broker_url": "amqp://", "result_backend": "db+sqlite://"}, ("AmqpPublisher", "ThreadedResults")),
+        ({"broker_url": "amqp://"}, ("AmqpPublisher", "NoResults")),
+        ({"broker_url": "amqp://", "result_backend": "disabled://"}, ("AmqpPublisher", "NoResults")),
+        ({"broker_url": "redis://", "result_backend": "redis://"}, ("ThreadedPublisher", "ThreadedResults")),
+        ({"broker_url": "memory://", "result_backend": "rpc://"}, ("ThreadedPublisher", "ThreadedResults")),
+        (
+            {"broker_url": "sqla+sqlite://", "result_backend": "cache+memory://"},
+            ("ThreadedPublisher", "ThreadedResults"),
+        ),
+        (
+            {"broker_write_url": "redis://", "broker_read_url": "amqp://", "result_backend": "rpc://"},
+            ("ThreadedPublisher", "AmqpResults"),
+        ),
+        ({"broker_url": "hostname", "broker_transport": "redis"}, ("ThreadedPublisher", "NoResults")),
+    ],
+)
+def test_native_where_there_is_a_native_transport(config, expected):
+    """AMQP brokers, and ``rpc://`` over them, are native; the rest is for threads; nothing is nothing."""
+    assert chosen(**config) == expected
+
+
+def test_threads_can_be_asked_for():
+    """``transport="threads"`` uses them for AMQP as well."""
+    config = {"broker_url": "amqp://", "result_backend": "rpc://"}
+    assert chosen("threads", **config) == ("ThreadedPublisher", "ThreadedResults")
+
+
+def test_an_unknown_transport_is_refused():
+    """The error tells what was found and what is accepted."""
+    with pytest.raises(ConfigurationError, match=r"'thread'.*'auto', 'threads'"):
+        chosen("thread", broker_url="amqp://")
+
+
+@pytest.mark.parametrize(
+    ("broker", "unwanted"), [("filesystem://", "pika"), ("amqp://", "twistedcelery.transports.threads")]
+)
+def test_what_is_not_used_is_not_imported(broker, unwanted):
+    """A process without AMQP has no pika; one that is native throughout has no threads."""
+    program = f"""
+import sys
+from celery import Celery
+from twisted.internet.task import Clock
+from twistedcelery import TwistedCelery
+from twistedcelery.transports.choose import choose
+app = Celery(broker={broker!r}, backend="rpc://")
+choose(app, Clock(), object(), publish_timeout=1)
+sys.exit({unwanted!r} in sys.modules)
+"""
+    path = f"{ROOT}:{ROOT}/component"
+    finished = subprocess.run([sys.executable, "-c", program], env={"PYTHONPATH": path}, check=False)
+    assert finished.returncode == 0
