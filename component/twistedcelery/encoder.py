@@ -59,7 +59,8 @@ class Encoder:
         self._recorder = _Recorder(self._connection)
         self._control = copy(app.control)
         self._control.mailbox = copy(app.control.mailbox)
-        self._control.mailbox._producer_pool = _PoolOfOne(self._recorder)
+        # There is no public way to give a mailbox another pool.
+        self._control.mailbox._producer_pool = _PoolOfOne(self._recorder)  # see above  # noqa: SLF001  # see above
         self._option_names = [
             name
             for name, parameter in inspect.signature(type(app).send_task).parameters.items()
@@ -120,7 +121,8 @@ class Encoder:
             return bool(sent.ignored)
         # The worker keeps the result of such a task to itself; whoever waits for it waits for ever.
         # The plain registry, as in Celery's send_task: looking here must not finalize the application.
-        return bool(getattr(self._view._tasks.get(name), "ignore_result", False))
+        registry = self._view._tasks  # see above  # noqa: SLF001  # see above
+        return bool(getattr(registry.get(name), "ignore_result", False))
 
     def revoke(self, task_ids: Sequence[str], *, terminate: bool, signal: str) -> OutgoingMessage:
         """Encode the broadcast that revokes tasks.
@@ -152,12 +154,13 @@ def _translated(what: str) -> Iterator[None]:
 
 class _Sent:
     """What ``send_task`` returns, as small as Celery allows: it is also kept as a child of the
-    task that a worker is running, which asks for `as_tuple`."""
+    task that a worker is running, which asks for `as_tuple`.
+    """
 
     __slots__ = ("id", "ignored")
 
-    def __init__(self, id: str) -> None:
-        self.id = id
+    def __init__(self, task_id: str) -> None:
+        self.id = task_id
         self.ignored: bool | None = None
 
     def as_tuple(self) -> tuple[tuple[str, None], None]:

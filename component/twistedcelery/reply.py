@@ -81,7 +81,7 @@ class ReplyDecoder:
             raise ReplyUndecodable(f"the reply is not valid {content_type!r}: {error}") from error
         if not isinstance(meta, dict) or not isinstance(meta.get("status"), str) or "result" not in meta:
             raise ReplyUndecodable(
-                f"the reply is no task result (a mapping with 'status' and 'result'), but {type(meta).__name__}"
+                f"the reply is {type(meta).__name__}, not a task result: a mapping with 'status' and 'result'"
             )
         try:
             decoded: dict[str, Any] = self._backend.meta_from_decoded(meta)

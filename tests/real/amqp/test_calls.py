@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 import uuid
+from pathlib import Path
 
 import amqp
 import celery.exceptions
 import kombu
 import pytest
 import pytest_twisted
-from twisted.internet import reactor, task
-from twisted.internet.defer import CancelledError, TimeoutError, gatherResults
+from twisted.internet import defer, reactor, task
+from twisted.internet.defer import CancelledError, gatherResults
 
 import twistedcelery
 from tests.support.taskapp import create_app
@@ -79,9 +79,9 @@ async def test_a_failing_task_fails_as_in_celery(client, worker):
     """The Deferred fails with the task's exception, rebuilt by Celery, and carries the traceback."""
     worker()
     call = client().send_task("taskapp.fail", args=("boo",))
-    with pytest.raises(ValueError, match="^boo$"):
+    with pytest.raises(ValueError, match=r"^boo$"):
         await call
-    assert 'raise ValueError(message)' in call.traceback
+    assert "raise ValueError(message)" in call.traceback
 
 
 @pytest_twisted.ensureDeferred
@@ -89,10 +89,10 @@ async def test_an_exception_that_cannot_be_rebuilt(client, worker):
     """It fails with what ``AsyncResult.get()`` makes of it."""
     worker()
     tx_app = client()
-    with pytest.raises(Exception) as ours:
+    with pytest.raises(Exception, match="Unrebuildable") as ours:
         await tx_app.send_task("taskapp.fail_unrebuildable")
     blocking = create_app(tx_app.app.conf.broker_url, "rpc://")
-    with pytest.raises(Exception) as celerys:
+    with pytest.raises(Exception, match="Unrebuildable") as celerys:
         blocking.send_task("taskapp.fail_unrebuildable").get(timeout=20)
     assert (type(ours.value).__name__, str(ours.value)) == (type(celerys.value).__name__, str(celerys.value))
 
@@ -101,7 +101,7 @@ async def test_an_exception_that_cannot_be_rebuilt(client, worker):
 async def test_an_unknown_task_fails(client, worker):
     """What no worker knows fails with Celery's ``NotRegistered``."""
     worker()
-    with pytest.raises(celery.exceptions.NotRegistered, match="nobody.knows"):
+    with pytest.raises(celery.exceptions.NotRegistered, match=r"nobody\.knows"):
         await client().send_task("nobody.knows")
 
 
@@ -162,7 +162,7 @@ async def test_cancel_revokes_the_task(client, worker, tmp_path):
 async def test_a_timeout_of_twisteds_own_revokes_too(client, worker):
     """``addTimeout`` works as on any Deferred."""
     worker()
-    with pytest.raises(TimeoutError):
+    with pytest.raises(defer.TimeoutError):
         await client().send_task("taskapp.sleep", args=(2,)).addTimeout(0.2, reactor)
 
 
@@ -377,7 +377,10 @@ def reply(url, queue, body, *, correlation_id, content_type="application/json", 
     """Put a reply of our own making into a client's reply queue."""
     with connect(url) as connection:
         message = amqp.Message(
-            body, content_type=content_type, content_encoding="utf-8", correlation_id=correlation_id,
+            body,
+            content_type=content_type,
+            content_encoding="utf-8",
+            correlation_id=correlation_id,
             application_headers=headers or {},
         )
         connection.default_channel.basic_publish(message, exchange="", routing_key=queue)
@@ -395,7 +398,11 @@ def reply(url, queue, body, *, correlation_id, content_type="application/json", 
             {},
             twistedcelery.ReplyUndecodable,
         ),
-        (b"cos\nsystem\n(S'true'\ntR.", {"content_type": "application/x-python-serialize"}, twistedcelery.ReplyNotAccepted),
+        (
+            b"cos\nsystem\n(S'true'\ntR.",
+            {"content_type": "application/x-python-serialize"},
+            twistedcelery.ReplyNotAccepted,
+        ),
         (b"???", {"headers": {"compression": "application/x-gzip"}}, twistedcelery.ReplyUndecodable),
         (b"???", {"headers": {"compression": "application/x-unheard-of"}}, twistedcelery.ReplyUndecodable),
     ],
@@ -477,7 +484,7 @@ async def test_the_application_stays_usable_by_threads(client, worker):
 
 
 def open_files():
-    return sorted(os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{fd}"))
+    return sorted(str(file.readlink()) for file in Path("/proc/self/fd").iterdir() if file.exists())
 
 
 @pytest_twisted.ensureDeferred

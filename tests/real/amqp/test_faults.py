@@ -117,9 +117,7 @@ async def test_a_broker_that_accepts_and_never_answers():
     """As one that refuses: the handshake is bounded in time."""
     with socket.create_server(("127.0.0.1", 0), backlog=50) as silent:
         url = f"amqp://127.0.0.1:{silent.getsockname()[1]}//"
-        tx_app = TwistedCelery(
-            create_app(url, "rpc://", broker_connection_timeout=0.5), publish_timeout=1
-        )
+        tx_app = TwistedCelery(create_app(url, "rpc://", broker_connection_timeout=0.5), publish_timeout=1)
         await fail_while_the_reactor_runs(tx_app)
 
 
@@ -158,7 +156,9 @@ async def test_a_broker_under_a_memory_alarm(rabbitmq_node, worker):
     )
     assert {type(error) for error in blocked} == {twistedcelery.PublishUnconfirmed}
     await deferToThread(rabbitmq_node.broker.unblock_publishers)
-    assert await gatherResults([tx_app.send_task("taskapp.add", args=(n, 0)) for n in range(10)]) == list(range(10))
+    assert await gatherResults([tx_app.send_task("taskapp.add", args=(n, 0)) for n in range(10)]) == list(
+        range(10)
+    )
     await tx_app.disconnect()
 
 

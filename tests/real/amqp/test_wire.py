@@ -58,7 +58,16 @@ OPTIONS = st.fixed_dictionaries(
         "app_id": st.text(max_size=8),
         "type": st.text(max_size=8),
         "stamped_headers": st.just(["stamp"]),
-        "link": st.just({"task": "taskapp.echo", "args": (), "kwargs": {}, "options": {}, "subtask_type": None, "immutable": False}),
+        "link": st.just(
+            {
+                "task": "taskapp.echo",
+                "args": (),
+                "kwargs": {},
+                "options": {},
+                "subtask_type": None,
+                "immutable": False,
+            }
+        ),
     },
 )
 #: What Celery takes from the clock, relative to now.
@@ -123,7 +132,6 @@ class Wire:
         self.connection = kombu.Connection(url)
         self.channel = self.connection.default_channel
 
-
     def compare(self, name, args, kwargs, options, task_id):
         """Send the same with both, in a thread: Celery's client blocks."""
         if "stamped_headers" in options:
@@ -164,7 +172,7 @@ async def test_the_message_is_celerys(broker_url, protocol):
         kwargs=st.none() | st.dictionaries(st.text(max_size=5), JSON, max_size=3),
         options=OPTIONS,
         task_id=st.uuids().map(str),
-    )(lambda **example: wire.compare(**example))
+    )(wire.compare)
     limits = settings(
         max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
     )

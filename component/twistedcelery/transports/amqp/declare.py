@@ -45,8 +45,9 @@ class _RecordingChannel:
         prepared: dict[str, Any] = to_rabbitmq_queue_arguments(arguments, **options)
         return prepared
 
-    def exchange_declare(self, exchange: str, type: str, nowait: bool = False, **arguments: Any) -> None:
-        self._record("exchange_declare", exchange=exchange, exchange_type=type, **arguments)
+    def exchange_declare(self, exchange: str, nowait: bool = False, **arguments: Any) -> None:
+        arguments["exchange_type"] = arguments.pop("type")
+        self._record("exchange_declare", exchange=exchange, **arguments)
 
     def queue_declare(self, queue: str, nowait: bool = False, **arguments: Any) -> tuple[str, int, int]:
         self._record("queue_declare", queue=queue, **arguments)

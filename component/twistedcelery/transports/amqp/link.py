@@ -104,13 +104,15 @@ class AmqpLink:
 
     def close(self) -> None:
         """Begin to close in good order; `on_lost` tells of the end. What was written before goes
-        out first."""
+        out first.
+        """
         self._closing = True
         self._protocol.close()
 
     def drop(self) -> None:
         """End the connection, since something on it has failed; does nothing while it closes in
-        good order."""
+        good order.
+        """
         if not self._closing:
             self.abort()
 
@@ -126,7 +128,7 @@ class AmqpChannel:
         self._calls = channel
         self._userid = userid
         # pika's plain channel behind its Twisted wrapper: see the top of this file.
-        self._channel = channel._channel
+        self._channel = channel._channel  # see above  # noqa: SLF001  # see above
         self._consumer_tag = ""
 
     def on_closed(self, callback: Callable[[PublishRejected | BrokerUnavailable], None]) -> None:
@@ -237,7 +239,8 @@ class AmqpChannel:
 
     def ack(self, delivery_tag: int) -> None:
         """Acknowledge every delivery up to this one. Does nothing on a closed channel: the broker
-        delivers them again."""
+        delivers them again.
+        """
         if self._channel.is_open:
             self._channel.basic_ack(delivery_tag, multiple=True)
 
@@ -298,7 +301,7 @@ class _Protocol(TwistedProtocolConnection):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         # What the broker said when it closed; pika's adapter overwrites it with "connection done".
-        self._reason = self._impl._error
+        self._reason = self._impl._error  # see above  # noqa: SLF001  # see above
         super().connectionLost(reason)
         self._lost = _connection_error(self._reason or reason.value)
         callbacks, self._lost_callbacks = self._lost_callbacks, []

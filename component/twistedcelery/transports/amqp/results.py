@@ -136,7 +136,8 @@ class AmqpResults:
 
     def _gave_up(self, waiter: Deferred[None]) -> None:
         self._waiters.remove(waiter)
-        waiter.errback(Failure(BrokerUnavailable(f"no connection to receive results: {self._reason or 'not yet'}")))
+        why = self._reason or "it takes too long"
+        waiter.errback(Failure(BrokerUnavailable(f"no connection to receive results: {why}")))
 
     def _fail_waiters(self, error: Exception) -> None:
         waiters, self._waiters = self._waiters, []
