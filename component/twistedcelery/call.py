@@ -46,7 +46,9 @@ class TaskDeferred(Deferred[Any]):
         cancelled: Callable[[TaskDeferred], None],
         revoke: Callable[[str, bool, str], Deferred[None]],
     ) -> None:
-        super().__init__(canceller=self._cancel)
+        # Not self._cancel: that would be a cycle, and the error of a call that nobody holds any more
+        # would be heard of at some later garbage collection only.
+        super().__init__(canceller=TaskDeferred._cancel)  # type: ignore[arg-type]  # it is called with self
         self.task_id = task_id
         self.task_name = task_name
         self.meta: Mapping[str, Any] | None = None
@@ -61,7 +63,9 @@ class TaskDeferred(Deferred[Any]):
     @property
     def published(self) -> Deferred[None]:
         """A new Deferred at each access: it fires with ``None`` once the broker has taken the
-        message, or fails with the `twistedcelery.PublishError` that the call itself fails with."""
+        message, or fails with the error that the call itself fails with, such as a
+        `twistedcelery.PublishError`.
+        """
         if self._outcome is True:
             return succeed(None)
         if isinstance(self._outcome, Failure):
@@ -101,7 +105,10 @@ class TaskDeferred(Deferred[Any]):
         self._settle_publication(True)
 
     def update(self, state: str, meta: Any) -> None:
-        for listener in self._listeners:
+        for listener in tuple(self._listeners):
+            if self.called:
+                # A listener has cancelled it.
+                return
             try:
                 listener(state, meta)
             except Exception:
@@ -113,32 +120,41 @@ class TaskDeferred(Deferred[Any]):
     def finish(self, meta: Mapping[str, Any]) -> None:
         """End with a final state, as ``AsyncResult.get()`` would."""
         self.meta = meta
-        # A result proves that the broker took the task, whatever became of its confirmation.
-        self._settle_publication(True)
         state, result = meta["status"], meta["result"]
         if state in states.PROPAGATE_STATES:
             if not isinstance(result, BaseException):
                 result = ReplyUndecodable(f"the task ended as {state} and its reply carries no exception")
-            self.errback(Failure(result))
+            result = Failure(result)
         elif state == states.REJECTED:
-            self.errback(Failure(Reject(result)))
-        else:
-            self.callback(result)
+            result = Failure(Reject(result))
+        # A result proves that the broker took the task, whatever became of its confirmation.
+        self._end(True, result)
+
+    def finish_unheard(self) -> None:
+        """End once the broker has a task that keeps its result to itself."""
+        self._end(True, None)
 
     def fail_published(self, failure: Failure) -> None:
         """End because the message did not get out."""
-        self._settle_publication(failure)
-        self.errback(failure)
+        self._end(failure, failure)
 
     def fail(self, error: TwistedCeleryError) -> None:
         """End because the result will not come."""
-        failure = Failure(error)
-        self._settle_publication(failure)
-        self.errback(failure)
+        self.fail_published(Failure(error))
 
-    def _cancel(self, _: Deferred[Any]) -> None:
+    def _cancel(self) -> None:
         self._on_cancelled(self)
         self.fail(CallCancelled(f"task {self.task_name} [{self.task_id}] was cancelled by its caller"))
+
+    def _end(self, publication: Failure | bool, result: Any) -> None:
+        self._settle_publication(publication)
+        if self.called:
+            # Who waited for the publication has cancelled the call.
+            return
+        if isinstance(result, Failure):
+            self.errback(result)
+        else:
+            self.callback(result)
 
     def _settle_publication(self, outcome: Failure | bool) -> None:
         if self._outcome is not False:
