@@ -170,7 +170,11 @@ def test_killed(tmp_path: Path) -> None:
         demo.kill()
         demo.wait()
     assert len(started) >= 4
-    wait_until(lambda: not any(map(alive, started)), timeout=30, what="all of it has ended")
+    try:
+        wait_until(lambda: not any(map(alive, started)), timeout=30, what="all of it has ended")
+    finally:
+        for pid in filter(alive, started):
+            os.kill(pid, signal.SIGKILL)
 
 
 def alive(pid: int) -> bool:
