@@ -274,4 +274,5 @@ def message(queue: str, number: int = 0, **changes: Any) -> OutgoingMessage:
 
 def descriptors() -> set[str]:
     """The open file descriptors of this process."""
-    return {entry.name for entry in Path("/proc/self/fd").iterdir()}
+    # The last one listed may be that of the listing itself, which is gone afterwards.
+    return {entry.name for entry in list(Path("/proc/self/fd").iterdir()) if entry.is_symlink()}

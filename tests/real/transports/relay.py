@@ -24,9 +24,11 @@ class Relay:
 
     def up(self) -> None:
         """Take connections, and forward them."""
+        # All descriptors are there when this returns, for tests that count theirs.
         listener = socket.create_server(("127.0.0.1", self.port))
         self._stop, stopped = socket.socketpair()
-        self._thread = threading.Thread(target=self._run, args=(listener, stopped), name="relay")
+        selector = selectors.DefaultSelector()
+        self._thread = threading.Thread(target=self._run, args=(selector, listener, stopped), name="relay")
         self._thread.start()
 
     def down(self) -> None:
@@ -36,9 +38,9 @@ class Relay:
             self._thread.join()
             self._thread = None
 
-    def _run(self, listener: socket.socket, stopped: socket.socket) -> None:
+    def _run(self, selector: selectors.BaseSelector, listener: socket.socket, stopped: socket.socket) -> None:
         peers: dict[socket.socket, socket.socket] = {}
-        with selectors.DefaultSelector() as selector, listener, stopped:
+        with selector, listener, stopped:
             selector.register(listener, selectors.EVENT_READ)
             selector.register(stopped, selectors.EVENT_READ)
             while True:
