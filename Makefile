@@ -9,6 +9,8 @@ PYTEST ?=
 # make demo BROKER=amqp://... BACKEND=rpc://
 BROKER ?=
 BACKEND ?=
+# make demo PORT=8081
+PORT ?=
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -25,7 +27,8 @@ help: ## List the targets
 .PHONY: demo
 demo: .venv/.demo demo/web/node_modules/.installed ## Run router, bridge and worker until Ctrl-C; BROKER= and BACKEND= use real ones
 	@$(BIN)/python -m twistedcelery.cli demo \
-		$(if $(BROKER),--broker '$(BROKER)') $(if $(BACKEND),--backend '$(BACKEND)')
+		$(if $(BROKER),--broker '$(BROKER)') $(if $(BACKEND),--backend '$(BACKEND)') \
+		$(if $(PORT),--port '$(PORT)')
 
 .PHONY: test
 test: lint types parts tests/node/node_modules/.installed demo/web/node_modules/.installed ## Lint, types and all tests, on real servers of their own
