@@ -10,14 +10,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from celery.utils import uuid
-from twisted.internet.defer import CancelledError, Deferred, gatherResults, maybeDeferred, succeed
+from twisted.internet.defer import CancelledError, Deferred, DeferredList, maybeDeferred, succeed
 from twisted.internet.interfaces import IReactorCore
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from twistedcelery.call import TaskDeferred
 from twistedcelery.encoder import Encoder
-from twistedcelery.errors import Disconnected, NoResultBackend, TwistedCeleryError
+from twistedcelery.errors import ConfigurationError, Disconnected, NoResultBackend, TwistedCeleryError
 from twistedcelery.pacing import Pacer
 from twistedcelery.pending import PendingCalls
 from twistedcelery.revoker import Revoker
@@ -26,12 +26,16 @@ from twistedcelery.transports.choose import choose
 if TYPE_CHECKING:
     from celery import Celery
 
+    from twistedcelery.encoder import EncodedTask
     from twistedcelery.message import OutgoingMessage
     from twistedcelery.transports.interface import Publisher, ResultSource
 
 __all__ = ["TwistedCelery"]
 
 _log = Logger()
+
+#: Seconds that `TwistedCelery.disconnect` waits for the broker to take the last revokes.
+REVOKE_TIMEOUT = 1.0
 
 
 class TwistedCelery:
@@ -70,8 +74,9 @@ class TwistedCelery:
         self._pending = PendingCalls(self._forget)
         self._revoker = Revoker(reactor, self._broadcast_revoke)
         self._wires: _Wires | None = None
-        self._closing: Deferred[None] | None = None
-        self._closed_waiters: list[Deferred[None]] = []
+        self._disconnecting = False
+        self._disconnected = False
+        self._disconnect_waiters: list[Deferred[None]] = []
         self._shutdown_trigger: Any = None
 
     @property
@@ -121,6 +126,8 @@ class TwistedCelery:
         try:
             # The caller may change them before their turn comes.
             args, kwargs = deepcopy((args, kwargs))
+            if "headers" in named:
+                named["headers"] = deepcopy(named["headers"])
         except Exception:
             # What cannot be copied is encoded while the caller waits; if it cannot be
             # serialised either, that is reported as such.
@@ -144,49 +151,67 @@ class TwistedCelery:
 
         :return: fires once no socket, thread or timer is left. Safe to call twice.
         """
-        if self._closing is None:
-            self._closing = self._close().addErrback(_log_close_failure).addCallback(self._closed)
-        if self._closing.called:
+        if self._disconnected:
             return succeed(None)
         waiter: Deferred[None] = Deferred()
-        self._closed_waiters.append(waiter)
+        self._disconnect_waiters.append(waiter)
+        if not self._disconnecting:
+            # First of all, for the callbacks of the calls that are about to end.
+            self._disconnecting = True
+            self._close().addCallback(self._closed)
         return waiter
 
-    def _close(self) -> Deferred[None]:
-        self._revoker.flush()
+    def _close(self) -> Deferred[Any]:
         self._pacer.stop()
         self._pending.fail_all(
             lambda call: Disconnected(
                 f"task {call.task_name} [{call.task_id}]: the client was disconnected before its result came"
             )
         )
+        # What was cancelled is to be revoked, if the broker can be told within a moment.
+        revoked = self._revoker.flush()
+        revoked.addTimeout(REVOKE_TIMEOUT, self._reactor, lambda _failure, _seconds: None)
+        return revoked.addCallback(self._close_wires)
+
+    def _close_wires(self, _: None) -> Deferred[Any]:
         wires, self._wires = self._wires, None
         if wires is None:
             return succeed(None)
-        closing = [maybeDeferred(wires.publisher.close), maybeDeferred(wires.results.close)]
-        return gatherResults(closing, consumeErrors=True).addCallback(lambda _: None)
+        return DeferredList(
+            [
+                maybeDeferred(half.close).addErrback(_log_close_failure)
+                for half in (wires.publisher, wires.results)
+            ]
+        )
 
-    def _closed(self, _: None) -> None:
+    def _closed(self, _: object) -> None:
+        self._disconnected = True
         if self._shutdown_trigger is not None:
             self._reactor.removeSystemEventTrigger(self._shutdown_trigger)
             self._shutdown_trigger = None
-        waiters, self._closed_waiters = self._closed_waiters, []
+        waiters, self._disconnect_waiters = self._disconnect_waiters, []
         for waiter in waiters:
             if not waiter.called:
                 waiter.callback(None)
 
     def _connect(self) -> _Wires:
-        if self._closing is not None:
+        if self._disconnecting:
             raise Disconnected("this TwistedCelery was disconnected; make a new one")
         if self._wires is None:
-            publisher, results = choose(
-                self.app,
-                self._reactor,
-                self._pending,
-                publish_timeout=self._publish_timeout,
-                transport=self._transport,
-            )
-            self._wires = _Wires(Encoder(self.app, results.reply_to), publisher, results)
+            try:
+                publisher, results = choose(
+                    self.app,
+                    self._reactor,
+                    self._pending,
+                    publish_timeout=self._publish_timeout,
+                    transport=self._transport,
+                )
+                self._wires = _Wires(Encoder(self.app, results.reply_to), publisher, results)
+            except TwistedCeleryError:
+                raise
+            except Exception as error:
+                # Celery reads its settings, and kombu the URLs, only now; each raises what it likes.
+                raise ConfigurationError(f"the Celery application cannot be used: {error}") from error
             if IReactorCore.providedBy(self._reactor):
                 self._shutdown_trigger = self._reactor.addSystemEventTrigger(
                     "before", "shutdown", self._disconnect_at_shutdown
@@ -221,37 +246,41 @@ class TwistedCelery:
         message = encoded.message
         watching = None if encoded.ignored else wires.results.watch(call.task_id)
         if watching is None:
-            self._publish(wires, call, message, encoded.ignored)
+            self._publish(wires, call, encoded, message)
         else:
-            self._publish_once(watching, wires, call, message)
-        if encoded.event is not None:
-            wires.publisher.publish(encoded.event).addErrback(_log_event_lost)
+            self._publish_once(watching, wires, call, encoded)
 
     def _publish_once(
-        self, watching: Deferred[None], wires: _Wires, call: TaskDeferred, message: OutgoingMessage
+        self, watching: Deferred[None], wires: _Wires, call: TaskDeferred, encoded: EncodedTask
     ) -> None:
         """Publish when the result source is ready for the task, within the time for publishing."""
+        message = encoded.message
         allowed = message.confirm_timeout or self._publish_timeout
         deadline = self._reactor.seconds() + allowed
 
         def publish(_: None) -> None:
             if not call.called:
                 left = max(0.0, deadline - self._reactor.seconds())
-                self._publish(wires, call, replace(message, confirm_timeout=left), False)
+                self._publish(wires, call, encoded, replace(message, confirm_timeout=left))
 
         def failed(failure: Failure) -> None:
-            if call.called:
-                return
-            self._pending.discard(call)
-            call.fail_published(failure)
+            if self._pending.discard(call):
+                call.fail_published(failure)
 
         watching.addTimeout(allowed, self._reactor, lambda failure, _: failure)  # its own reason says more
         watching.addCallback(publish).addErrback(failed)
 
-    def _publish(self, wires: _Wires, call: TaskDeferred, message: OutgoingMessage, ignored: bool) -> None:
+    def _publish(
+        self, wires: _Wires, call: TaskDeferred, encoded: EncodedTask, message: OutgoingMessage
+    ) -> None:
         call.publication = wires.publisher.publish(message)
+        if encoded.event is not None and not call.publication.called:
+            wires.publisher.publish(encoded.event).addErrback(_log_event_lost)
         call.publication.addCallbacks(
-            self._published, self._not_published, callbackArgs=(wires, call, ignored), errbackArgs=(call,)
+            self._published,
+            self._not_published,
+            callbackArgs=(wires, call, encoded.ignored),
+            errbackArgs=(call,),
         )
 
     def _published(self, _: None, wires: _Wires, call: TaskDeferred, ignored: bool) -> None:
@@ -260,23 +289,20 @@ class TwistedCelery:
             return
         call.mark_published()
         if ignored:
-            self._pending.discard(call)
-            call.callback(None)
-        elif not wires.results.available:
-            self._pending.discard(call)
+            if self._pending.discard(call):
+                call.finish_unheard()
+        elif not wires.results.available and self._pending.discard(call):
             call.fail(NoResultBackend(f"task {call.task_name} was sent; {NoResultBackend.__doc__}"))
 
     def _not_published(self, failure: Failure, call: TaskDeferred) -> None:
-        if not call.called:
-            self._pending.discard(call)
+        if self._pending.discard(call):
             call.fail_published(failure)
-        elif not failure.check(CancelledError) and self._closing is None and call.meta is None:
+        elif not failure.check(CancelledError) and not self._disconnecting and call.meta is None:
             # The caller cancelled after the message had left: the broker may have the task.
             self._revoke_cancelled(call)
 
     def _call_cancelled(self, call: TaskDeferred) -> None:
-        self._pending.discard(call)
-        if call.publication is None:
+        if not self._pending.discard(call) or call.publication is None:
             return
         if call.publication.called:
             self._revoke_cancelled(call)
@@ -296,7 +322,8 @@ class TwistedCelery:
 
     def _broadcast_revoke(self, task_ids: Sequence[str], terminate: bool, signal: str) -> Deferred[None]:
         def broadcast() -> Deferred[None]:
-            wires = self._connect()
+            # While disconnecting, what there is may still be used.
+            wires = self._wires or self._connect()
             return wires.publisher.publish(wires.encoder.revoke(task_ids, terminate=terminate, signal=signal))
 
         return maybeDeferred(broadcast)

@@ -36,15 +36,19 @@ class PendingCalls:
         """Wait for a call's task. Done before the task is published, so that no reply is missed."""
         self._calls.setdefault(call.task_id, []).append(call)
 
-    def discard(self, call: TaskDeferred) -> None:
-        """Stop waiting. A call that does not wait is ignored."""
+    def discard(self, call: TaskDeferred) -> bool:
+        """Stop waiting.
+
+        :return: whether the call did wait; one that has ended does not
+        """
         calls = self._calls.get(call.task_id)
         if calls is None or call not in calls:
-            return
+            return False
         calls.remove(call)
         if not calls:
             del self._calls[call.task_id]
             self._forget(call.task_id)
+        return True
 
     def state_changed(self, task_id: str, meta: Mapping[str, Any]) -> None:
         """Tell those who wait for the task; a final state ends their calls."""

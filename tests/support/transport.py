@@ -163,9 +163,13 @@ class FakeTransport:
     def client(self, app: Celery | None = None, reactor: Any = None, **options: Any) -> TwistedCelery:
         """Make a client.
 
+        It paces itself by the clock, so that a slow machine changes nothing.
+
         :param app: a bare application where it is not given
         """
-        return TwistedCelery(app or bare_app(), reactor or self.clock, **options)
+        client = TwistedCelery(app or bare_app(), reactor or self.clock, **options)
+        client._pacer._clock = self.clock.seconds
+        return client
 
     def turn(self) -> None:
         """Let one turn of the reactor pass, in no time."""
