@@ -21,6 +21,7 @@ class ThreadClock(Clock):
         self.wake_ups = 0
 
     def callFromThread(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        self.wake_ups += 1
         self._calls.put(lambda: function(*args, **kwargs))
 
     def run_until(self, condition: Callable[[], bool]) -> None:
@@ -30,5 +31,4 @@ class ThreadClock(Clock):
                 call = self._calls.get(timeout=5)
             except Empty:
                 raise AssertionError("no thread called, and the condition does not hold") from None
-            self.wake_ups += 1
             call()

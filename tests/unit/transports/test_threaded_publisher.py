@@ -5,12 +5,14 @@ from __future__ import annotations
 import threading
 
 import pytest
+from amqp.exceptions import AccessRefused
 from celery import Celery
 from twisted.internet.defer import CancelledError
 
 from tests.support.process import wait_until
 from tests.unit.transports.reactor import ThreadClock
 from twistedcelery.errors import (
+    BrokerAccessRefused,
     BrokerUnavailable,
     Disconnected,
     EncodeError,
@@ -40,9 +42,10 @@ class FakeBroker:
         self.open_outcomes = []
         self.sending, self.release = threading.Event(), threading.Event()
         self.release.set()
-        self.discarded = 0
+        self.opened = self.discarded = 0
 
     def open(self):
+        self.opened += 1
         if self.open_outcomes:
             outcome = self.open_outcomes.pop(0)
             if outcome is not None:
@@ -218,6 +221,17 @@ def test_the_last_failure_to_connect_is_the_cause(setup):
     assert "port 1 is closed" in str(outcome[0])
     assert outcome[0].__cause__ is not None
     assert not one.publisher.connected
+
+
+def test_a_refusal_answers_for_all_messages_that_wait(setup):
+    """A queue full of messages does not become as many failed logins; later ones are tried again."""
+    one = setup()
+    one.broker.open_outcomes = [AccessRefused("(403) ACCESS_REFUSED")]
+    for outcome in [one.publish()[1] for _ in range(20)]:
+        assert type(one.outcome(outcome)) is BrokerAccessRefused
+    assert one.broker.opened == 1
+    one.reactor.advance(2)
+    assert one.outcome(one.publish()[1]) is None
 
 
 def test_a_transport_that_cannot_be_used_fails_at_once(setup, monkeypatch):
