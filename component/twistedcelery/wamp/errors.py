@@ -51,6 +51,14 @@ _LIBRARY_ERRORS: tuple[tuple[type[Exception], str], ...] = (
 )
 
 
+class _CallError(ApplicationError):
+    """Autobahn makes text of an error before it sends it, and its own ``__str__`` replaces a
+    ``traceback`` among the keywords by three dots for good."""
+
+    def __str__(self) -> str:
+        return f"{self.error}: {self.args[0]}"
+
+
 class CallErrors:
     """Makes the errors of one bridge.
 
@@ -63,7 +71,7 @@ class CallErrors:
 
     def make(self, name: str, message: str, **details: Any) -> ApplicationError:
         """One of the errors in the module's table, by the last part of its URI."""
-        return ApplicationError(self._uris.error(name), plain_text(message), **details)
+        return _CallError(self._uris.error(name), plain_text(message), **details)
 
     def task_failed(
         self, failure: Failure, task: str, task_id: str, traceback: str | None

@@ -56,6 +56,8 @@ class FollowedTask:
         self._arguments = arguments
         self._context = context
         self._ended = ended
+        self._sent = False
+        #: When the task was sent, and later when it was started; for its runtime.
         self._since = context.clock.seconds()
         self._listeners: list[Callable[[str, Any], None]] = []
         self._waiters: list[Deferred[Any]] = []
@@ -68,7 +70,7 @@ class FollowedTask:
     def start(self) -> None:
         """Begin to follow. What has happened already is reported before this returns."""
         # A failure to publish fails the call as well, where it is dealt with.
-        self._call.published.addCallbacks(self._published, lambda _: None)
+        self._call.published.addCallbacks(self._is_sent, lambda _: None)
         self._call.on_update(self._updated)
         self._call.addCallbacks(self._succeeded, self._failed)
 
@@ -98,11 +100,15 @@ class FollowedTask:
         """Revoke the task and follow it no more: it counts as revoked, whatever it still does."""
         self._call.cancel()
 
-    def _published(self, _: None) -> None:
-        self._since = self._context.clock.seconds()
-        self._publish("sent", states.PENDING, {})
+    def _is_sent(self, _: object = None) -> None:
+        """The broker has the task: it says so, or a worker's word, which can overtake it, proves it."""
+        if not self._sent:
+            self._sent = True
+            self._since = self._context.clock.seconds()
+            self._publish("sent", states.PENDING, {})
 
     def _updated(self, state: str, meta: Any) -> None:
+        self._is_sent()
         self.state = state
         if state == states.STARTED:
             self._since = self._context.clock.seconds()
@@ -116,6 +122,7 @@ class FollowedTask:
             listener(state, meta)
 
     def _succeeded(self, value: Any) -> None:
+        self._is_sent()
         details: dict[str, Any] = {"runtime": max(0.0, self._context.clock.seconds() - self._since)}
         if self._context.config.publish_results:
             details["result"] = value
@@ -125,6 +132,8 @@ class FollowedTask:
     def _failed(self, failure: Failure) -> None:
         error = failure.value
         meta = self._call.meta
+        if meta is not None:
+            self._is_sent()
         if isinstance(error, CallCancelled) or (meta is not None and meta["status"] == states.REVOKED):
             self._end("revoked", states.REVOKED, {})
             answer = self._context.errors.make("revoked", "the task was revoked", task_id=self.task_id)

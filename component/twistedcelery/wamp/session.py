@@ -46,7 +46,7 @@ class CeleryBridge(ApplicationSession):
     router's secret comes from the environment; see `twistedcelery.wamp.authentication`.
     """
 
-    # The handlers' names and parameters are Autobahn's: hence N802 and ARG002 below.
+    # The handlers' names and parameters are Autobahn's: hence ARG002 below.
 
     @staticmethod
     def check_config(_personality: object, extra: Mapping[str, Any]) -> None:
@@ -65,7 +65,7 @@ class CeleryBridge(ApplicationSession):
         super().__init__(config)
         if reactor is None:
             # Importing it installs one, so it must not happen before somebody wants it.
-            from twisted.internet import reactor  # noqa: PLC0415
+            from twisted.internet import reactor
         self._reactor = reactor
         self._bridge: Bridge | None = None
         self._open: OpenInvocations | None = None
@@ -78,7 +78,7 @@ class CeleryBridge(ApplicationSession):
         limit = getattr(self.transport, "maxMessagePayloadSize", 0)
         return max(0, min(MAX_SIZE, limit - _ENVELOPE)) if limit else MAX_SIZE
 
-    def onConnect(self) -> None:  # noqa: N802
+    def onConnect(self) -> None:
         """The transport is there: find the bridge, and join the realm."""
         try:
             self._bridge = bridge_for(self.config.realm or "", self.config.extra, self._reactor)
@@ -92,25 +92,25 @@ class CeleryBridge(ApplicationSession):
         else:
             self.join(self.config.realm, authmethods=list(Credentials.methods), authid=credentials.authid)
 
-    def onChallenge(self, challenge: Challenge) -> str:  # noqa: N802
+    def onChallenge(self, challenge: Challenge) -> str:
         """The router wants proof."""
         credentials = Credentials.from_environment(os.environ)
         if credentials is None:
             raise ValueError(f"the router wants a secret; set {TICKET_VARIABLE}")
         return credentials.answer(challenge)
 
-    def onJoin(self, details: SessionDetails) -> Deferred[None]:  # noqa: N802, ARG002
+    def onJoin(self, details: SessionDetails) -> Deferred[None]:  # noqa: ARG002
         """The session is established: register everything, then publish what was kept."""
         self._joined = True
         return self._register_all().addCallback(self._registered)
 
-    def onMessage(self, msg: Any) -> None:  # noqa: N802
+    def onMessage(self, msg: Any) -> None:
         """Autobahn does not tell an endpoint how it is interrupted, so that is noted on the way."""
         if isinstance(msg, Interrupt) and self._open is not None:
             self._open.interrupt_mode = msg.mode
         super().onMessage(msg)
 
-    def onLeave(self, details: CloseDetails) -> Any:  # noqa: N802
+    def onLeave(self, details: CloseDetails) -> Any:
         """The session has ended, or the router has refused it."""
         if self._bridge is not None:
             self._bridge.detach(self)
@@ -122,7 +122,7 @@ class CeleryBridge(ApplicationSession):
         # What follows closes the connection, upon which somebody will try again.
         return deferLater(self._reactor, REFUSED_DELAY, super().onLeave, details)
 
-    def onDisconnect(self) -> None:  # noqa: N802
+    def onDisconnect(self) -> None:
         """The transport is gone. The tasks in flight go on; their callers have been told by the router."""
         super().onDisconnect()
         if self._bridge is not None:
@@ -130,7 +130,7 @@ class CeleryBridge(ApplicationSession):
         if self._open is not None:
             self._open.close()
 
-    def onUserError(self, fail: Failure, msg: str) -> None:  # noqa: N802, ARG002
+    def onUserError(self, fail: Failure, msg: str) -> None:  # noqa: ARG002
         """Autobahn logs here what it sends to callers, who need it; the log does not."""
         error = fail.value
         if isinstance(error, ApplicationError):

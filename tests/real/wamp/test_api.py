@@ -1,0 +1,115 @@
+"""The procedures for callers, ``celery_api.*``."""
+
+from __future__ import annotations
+
+import uuid
+
+import pytest
+import pytest_twisted
+
+from tests.real.wamp.test_calls import refusal
+
+pytestmark = pytest.mark.usefixtures("worker_process")
+
+
+@pytest_twisted.ensureDeferred
+async def test_tasks_are_listed(app, router, bridge, client):
+    """Each exposed task has its name, procedure, signature and doc; one without a URI its reason."""
+
+    @app.task(name="not a uri", shared=False)
+    def not_a_uri(x: int = 1) -> None:
+        """Names may hold anything."""
+
+    running, caller = await bridge(router.url), await client(router.url)
+    tasks = {task["name"]: task for task in await caller.call(running.api("tasks"))}
+    assert tasks["taskapp.countdown"] == {
+        "name": "taskapp.countdown",
+        "uri": running.uri("taskapp.countdown"),
+        "signature": "(n: 'int', delay: 'float' = 0.05) -> 'int'",
+        "doc": "``n`` steps of ``delay`` seconds, each with a PROGRESS state.",
+    }
+    assert tasks["not a uri"]["uri"] is None
+    assert tasks["not a uri"]["reason"] == "it contains white space"
+    assert tasks["not a uri"]["doc"] == "Names may hold anything."
+    assert not [name for name in tasks if name.startswith("celery.")]
+
+
+@pytest_twisted.ensureDeferred
+async def test_tasks_can_be_hidden(router, bridge, client):
+    """What ``include`` and ``exclude`` leave out is neither listed nor callable."""
+    extra = {"include": ["taskapp.*"], "exclude": ["*.fail*"]}
+    running, caller = await bridge(router.url, **extra), await client(router.url)
+    names = [task["name"] for task in await caller.call(running.api("tasks"))]
+    assert "taskapp.add" in names
+    assert "taskapp.fail" not in names
+    error = await refusal(caller.call(running.api("submit"), "taskapp.fail", ["x"]))
+    assert error.error == running.uri("error.unknown_task")
+    assert (
+        await refusal(caller.call(running.uri("taskapp.fail"), "x"))
+    ).error == "wamp.error.no_such_procedure"
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_submitted_task(router, bridge, client):
+    """Submitting returns an id, under which its state and its result can be had, early and late."""
+    running, caller = await bridge(router.url), await client(router.url)
+    task_id = await caller.call(running.api("submit"), "taskapp.countdown", kwargs={"n": 3, "delay": 0.1})
+    assert uuid.UUID(task_id)
+    assert await caller.call(running.api("state"), task_id) in {"PENDING", "PROGRESS"}
+    assert await caller.call(running.api("result"), task_id) == 3
+    assert await caller.call(running.api("state"), uuid.UUID(task_id).hex) == "SUCCESS"
+    assert await caller.call(running.api("result"), uuid.UUID(task_id).hex) == 3
+    failing = await caller.call(running.api("submit"), "taskapp.fail", ["no luck"])
+    for _ in range(2):
+        error = await refusal(caller.call(running.api("result"), failing))
+        assert (error.error, error.kwargs["exc_message"]) == (running.uri("error.task_failed"), "no luck")
+    assert await caller.call(running.api("state"), failing) == "FAILURE"
+
+
+@pytest_twisted.ensureDeferred
+async def test_revoking(touched, router, bridge, client):
+    """A task revoked by one caller fails the other's call as revoked, and never runs."""
+    running, caller, other = await bridge(router.url), await client(router.url), await client(router.url)
+    options = {"countdown": 1}
+    task_id = await caller.call(running.api("submit"), "taskapp.touch", [str(touched)], {}, options)
+    result = caller.call(running.api("result"), task_id)
+    await other.call(running.api("revoke"), task_id)
+    assert (await refusal(result)).error == running.uri("error.revoked")
+    assert not touched.exists()
+
+
+@pytest_twisted.ensureDeferred
+async def test_status(router, bridge, client):
+    """It says whether the broker is there, what is in flight and what has been."""
+    running, caller = await bridge(router.url, max_in_flight=7), await client(router.url)
+    await caller.call(running.uri("taskapp.add"), 1, 2)
+    await refusal(caller.call(running.uri("taskapp.fail"), "x"))
+    assert await caller.call(running.api("status")) == {
+        "connected": True,
+        "in_flight": 0,
+        "max_in_flight": 7,
+        "totals": {"sent": 2, "succeeded": 1, "failed": 1},
+    }
+
+
+@pytest.mark.parametrize(
+    ("procedure", "args", "error"),
+    [
+        ("submit", [], "invalid_arguments"),
+        ("submit", ["taskapp.add", 7], "invalid_arguments"),
+        ("submit", ["taskapp.add", [1]], "invalid_arguments"),
+        ("submit", [None], "unknown_task"),
+        ("submit", ["taskapp.add", [1, 2], {}, {"queue": "x"}], "not_allowed"),
+        ("result", [7], "invalid_arguments"),
+        ("result", ["nobody's"], "unknown_task"),
+        ("state", [], "invalid_arguments"),
+        ("revoke", ["x" * 256], "invalid_arguments"),
+        ("status", [1], "invalid_arguments"),
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_wrong_arguments(procedure, args, error, router, bridge, client):
+    """What cannot be asked is refused by name."""
+    running, caller = await bridge(router.url), await client(router.url)
+    refused = await refusal(caller.call(running.api(procedure), *args))
+    assert refused.error == running.uri(f"error.{error}")

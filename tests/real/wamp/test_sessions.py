@@ -1,0 +1,94 @@
+"""Sessions come and go; what the bridge is doing stays."""
+
+from __future__ import annotations
+
+import psutil
+import pytest
+import pytest_twisted
+from autobahn.wamp.exception import ApplicationError
+from twisted.internet.threads import deferToThread
+
+from tests.real.wamp.client import wait_for_procedure
+from tests.real.wamp.nodes import TICKET, TICKET_VARIABLE, node_config
+from tests.support.node import CrossbarNode
+from tests.support.ports import free_port
+
+
+def connections_to(port):
+    """The local ports of this process's connections to a port."""
+    sockets = psutil.Process().net_connections("tcp4")
+    return {socket.laddr.port for socket in sockets if socket.raddr and socket.raddr.port == port}
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_router_dies(worker_process, rabbitmq, crossbar_node, bridge, client):
+    """When the router is back so are the procedures, over the same connection to the broker; a task
+    that ended meanwhile is published then."""
+    port = free_port()
+    node = await deferToThread(crossbar_node, node_config(port), port=port, env={TICKET_VARIABLE: TICKET})
+    running, caller = await bridge(node.url), await client(node.url)
+    await caller.call(running.uri("taskapp.add"), 1, 1)
+    connections = connections_to(rabbitmq.port)
+    lost = caller.call(running.uri("taskapp.sleep"), 2)
+    lost.addErrback(lambda failure: failure.trap(ApplicationError))
+    await caller.call(running.api("status"))
+    back = running.ready()
+    await deferToThread(node.kill)
+    await deferToThread(node.start)
+    caller = await client(node.url)
+    queue = await caller.events(running.uri("taskapp.sleep"), match="prefix")
+    await back
+    assert await caller.call(running.uri("taskapp.add"), 2, 3) == 5
+    topic, _ = await queue.get()
+    assert topic == running.uri("taskapp.sleep.succeeded")
+    assert connections_to(rabbitmq.port) == connections != set()
+    assert (await caller.call(running.api("status")))["totals"] == {"sent": 3, "succeeded": 3}
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_bridge_in_a_container(broker, worker_process, start_node, client):
+    """Crossbar starts the bridge from its configuration alone, and stops it with the node."""
+    node = await start_node(broker, {"app": "tests.support.taskapp"})
+    caller = await client(node.url)
+    await wait_for_procedure(caller, "celery.taskapp.add")
+    assert await caller.call("celery.taskapp.add", 2, 3) == 5
+    await deferToThread(node.stop)
+    assert node.process.left_behind == []
+    assert TICKET not in node.process.output()
+
+
+@pytest.mark.parametrize(
+    ("extra", "ticket", "says"),
+    [
+        ({"app": "tests.support.taskapp", "publsh_timeout": 1}, TICKET, "did you mean 'publish_timeout'?"),
+        (
+            {"app": "tests.support.taskapp", "invoke": "all"},
+            TICKET,
+            "key 'invoke': found 'all', accepted is one of",
+        ),
+        (
+            {"app": "tests.support.nothing"},
+            TICKET,
+            "'tests.support.nothing' cannot be imported: ModuleNotFound",
+        ),
+        ({"app": "tests.support.taskapp"}, "a wrong one", "the router refused the bridge"),
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_a_bridge_that_cannot_start(extra, ticket, says, tmp_path):
+    """The node says why once, and ends instead of trying again."""
+    port = free_port()
+    env = {TICKET_VARIABLE: TICKET, "TWISTEDCELERY_TICKET": ticket}
+    node = CrossbarNode(tmp_path / "node", node_config(port, extra), port=port, env=env)
+    try:
+        await deferToThread(node.process.start)
+        await deferToThread(node.process.wait)
+    finally:
+        await deferToThread(node.kill)
+    assert says in node.process.output()
+    assert (
+        node.process.output().count("the bridge cannot start")
+        + node.process.output().count("the router refused")
+        == 1
+    )
+    assert "a wrong one" not in node.process.output()
