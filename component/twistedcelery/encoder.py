@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import kombu.exceptions
@@ -59,8 +59,8 @@ class Encoder:
         self._recorder = _Recorder(self._connection)
         self._control = copy(app.control)
         self._control.mailbox = copy(app.control.mailbox)
-        # There is no public way to give a mailbox another pool.
-        self._control.mailbox._producer_pool = _PoolOfOne(self._recorder)  # see above  # noqa: SLF001  # see above
+        # The cached attribute itself: an application that has used its control keeps its pool there.
+        self._control.mailbox.producer_pool = _PoolOfOne(self._recorder)
         self._option_names = [
             name
             for name, parameter in inspect.signature(type(app).send_task).parameters.items()
@@ -109,12 +109,16 @@ class Encoder:
         :raises InvalidCall: Celery refuses the arguments or the options
         """
         recorder = self._recorder
-        with _translated(f"task {name!r}"):
+        with recorder.recording() as recorded, _translated(f"task {name!r}"):
             sent = self._view.send_task(
                 name, args, kwargs, task_id=task_id, producer=recorder, result_cls=_Sent, **options
             )
-        message, *events = recorder.take(mandatory=True, resend=options.get("retry") is True)
-        return EncodedTask(message, events[0] if events else None, self._is_ignored(name, sent))
+            message, *events = recorded
+        return EncodedTask(
+            replace(message, mandatory=True, resend=options.get("retry") is True),
+            events[0] if events else None,
+            self._is_ignored(name, sent),
+        )
 
     def _is_ignored(self, name: str, sent: _Sent) -> bool:
         if sent.ignored is not None:
@@ -130,7 +134,7 @@ class Encoder:
         :param terminate: whether workers kill the process that runs such a task already
         :param signal: the name of the signal that kills it
         """
-        with _translated("revoke"):
+        with self._recorder.recording() as recorded, _translated("revoke"):
             self._control.revoke(
                 list(task_ids),
                 terminate=terminate,
@@ -138,8 +142,8 @@ class Encoder:
                 connection=self._connection,
                 channel=self._recorder.channel,
             )
-        (message,) = self._recorder.take(mandatory=False, resend=True)
-        return message
+        (message,) = recorded
+        return replace(message, resend=True)
 
 
 @contextmanager
@@ -168,12 +172,25 @@ class _Sent:
 
 
 class _Recorder(Producer):
-    """A kombu producer whose messages are kept until they are taken."""
+    """A kombu producer that keeps its messages."""
 
     def __init__(self, connection: Connection) -> None:
         self._declare: tuple[Any, ...] = ()
-        self._taken: list[tuple[_Prepared, dict[str, Any], tuple[Any, ...]]] = []
+        self._recorded: list[OutgoingMessage] = []
         super().__init__(_RecordingChannel(connection, self._record), auto_declare=False)  # type: ignore[no-untyped-call]  # as all of kombu
+
+    @contextmanager
+    def recording(self) -> Iterator[list[OutgoingMessage]]:
+        """Keep what is published in the list given, and nowhere else.
+
+        Not what an earlier call published before it failed, and not what the handler of one of
+        Celery's signals sends meanwhile: that has a recording of its own.
+        """
+        outer, self._recorded = self._recorded, []
+        try:
+            yield self._recorded
+        finally:
+            self._recorded = outer
 
     def publish(
         self,
@@ -188,26 +205,20 @@ class _Recorder(Producer):
         self._declare = tuple(declare or ())
         super().publish(body, *args, **options)  # type: ignore[no-untyped-call]  # as all of kombu
 
-    def _record(self, message: _Prepared, address: dict[str, Any]) -> None:
-        self._taken.append((message, address, self._declare))
-
-    def take(self, *, mandatory: bool, resend: bool) -> list[OutgoingMessage]:
-        """Hand over what was published since the last time; only the first is ``mandatory``."""
-        taken, self._taken = self._taken, []
-        return [
+    def _record(
+        self, message: _Prepared, exchange: str, routing_key: str, confirm_timeout: float | None
+    ) -> None:
+        self._recorded.append(
             OutgoingMessage(
-                body=prepared.body,
-                properties=prepared.properties,
-                headers=prepared.headers,
-                exchange=address["exchange"],
-                routing_key=address["routing_key"],
-                declare=declare,
-                mandatory=mandatory and not index,
-                resend=resend,
-                confirm_timeout=address["confirm_timeout"] or address["timeout"],
+                body=message.body,
+                properties=message.properties,
+                headers=message.headers,
+                exchange=exchange,
+                routing_key=routing_key,
+                declare=self._declare,
+                confirm_timeout=confirm_timeout,
             )
-            for index, (prepared, address, declare) in enumerate(taken)
-        ]
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,15 +264,7 @@ class _RecordingChannel:
         confirm_timeout: float | None = None,
         **_flags: Any,
     ) -> None:
-        self._record(
-            message,
-            {
-                "exchange": exchange,
-                "routing_key": routing_key,
-                "timeout": timeout,
-                "confirm_timeout": confirm_timeout,
-            },
-        )
+        self._record(message, exchange, routing_key, confirm_timeout or timeout)
 
 
 class _ChannelConnection:

@@ -89,8 +89,9 @@ class ReplyDecoder:
             raise ReplyUndecodable(f"the reply's exception cannot be rebuilt: {error}") from error
         return decoded
 
-    def _decompress(self, body: bytes, compression: str) -> bytes:
-        make = _DECOMPRESSORS.get(compression)
+    def _decompress(self, body: bytes, compression: Any) -> bytes:
+        # A header can be anything that AMQP has, also what no dictionary takes as a key.
+        make = _DECOMPRESSORS.get(compression) if isinstance(compression, str) else None
         if make is None:
             raise ReplyUndecodable(f"the reply is compressed with {compression!r}, which is not supported")
         try:

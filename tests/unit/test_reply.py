@@ -1,0 +1,221 @@
+"""Bytes of a reply in, the state of a task out; nothing that a worker sends is trusted."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+import lzma
+import pickle
+import zlib
+from typing import Any
+
+import pytest
+from celery.exceptions import TaskRevokedError
+from kombu.compression import compress
+from kombu.serialization import dumps
+
+from tests.support.transport import bare_app
+from twistedcelery.errors import ReplyNotAccepted, ReplyTooLarge, ReplyUndecodable
+from twistedcelery.reply import ReplyDecoder
+
+META = {"status": "SUCCESS", "result": 5, "traceback": None, "children": [], "task_id": "id-1"}
+
+
+def decoder(max_bytes: int = 1000, **settings: Any) -> ReplyDecoder:
+    return ReplyDecoder(bare_app(**settings), max_bytes)
+
+
+def decode(
+    meta: Any = None, *, body: bytes | None = None, by: ReplyDecoder | None = None, **headers: Any
+) -> dict[str, Any]:
+    """Decode a reply of JSON."""
+    encoded = json.dumps(META if meta is None else meta).encode() if body is None else body
+    return (by or decoder()).decode(encoded, "application/json", "utf-8", headers)
+
+
+def test_a_result():
+    """A reply's meta is as Celery stores it."""
+    assert decode() == META
+
+
+@pytest.mark.parametrize("serializer", ["json", "yaml", "msgpack", "pickle"])
+def test_serialisers(serializer):
+    """Every serialiser of kombu's that the application accepts is read."""
+    pytest.importorskip({"yaml": "yaml", "msgpack": "msgpack"}.get(serializer, serializer))
+    content_type, encoding, body = dumps(META, serializer=serializer)
+    data = body.encode() if isinstance(body, str) else body
+    by = decoder(result_accept_content=[serializer])
+    assert by.decode(data, content_type, encoding, {}) == META
+
+
+# Exceptions
+
+
+def test_a_failure_becomes_its_exception():
+    """An exception whose class can be found is rebuilt."""
+    failed = {
+        **META,
+        "status": "FAILURE",
+        "result": {"exc_type": "ValueError", "exc_message": ["no"], "exc_module": "builtins"},
+    }
+    error = decode(failed)["result"]
+    assert type(error) is ValueError
+    assert error.args == ("no",)
+
+
+def test_a_failure_whose_class_is_unknown_keeps_its_name():
+    """An exception whose class cannot be imported becomes one of the same name."""
+    failed = {
+        **META,
+        "status": "FAILURE",
+        "result": {"exc_type": "Peculiar", "exc_message": ["no"], "exc_module": "not.here"},
+    }
+    error = decode(failed)["result"]
+    assert isinstance(error, Exception)
+    assert type(error).__name__ == "Peculiar"
+
+
+@pytest.mark.parametrize("state", ["RETRY", "REVOKED"])
+def test_retried_and_revoked_have_exceptions(state):
+    """RETRY and REVOKED carry an exception too."""
+    result = {
+        "exc_type": "TaskRevokedError",
+        "exc_message": ["terminated"],
+        "exc_module": "celery.exceptions",
+    }
+    assert isinstance(decode({**META, "status": state, "result": result})["result"], TaskRevokedError)
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        {"exc_type": "system", "exc_message": ["true"], "exc_module": "os"},
+        {"exc_type": 5, "exc_message": 5, "exc_module": 5},
+        {"exc_message": ["no type"]},
+        ["a", "list"],
+        5,
+    ],
+)
+def test_a_failure_that_is_no_exception(result):
+    """What claims to be an exception and is none is never called: it is undecodable."""
+    with pytest.raises(ReplyUndecodable):
+        decode({**META, "status": "FAILURE", "result": result})
+
+
+# Content types
+
+
+def test_a_content_type_that_is_not_accepted():
+    """A pickle is not even looked at where JSON is accepted, and the error says what is."""
+
+    class Bomb:
+        def __reduce__(self) -> Any:
+            return pytest.fail, ("the pickle was loaded",)
+
+    with pytest.raises(ReplyNotAccepted, match=r"application/x-python-serialize.*json"):
+        decoder().decode(pickle.dumps(Bomb()), "application/x-python-serialize", "binary", {})
+
+
+def test_result_accept_content_comes_before_accept_content():
+    """What results may be is set apart from what tasks may be."""
+    by = decoder(accept_content=["json"], result_accept_content=["yaml"])
+    with pytest.raises(ReplyNotAccepted):
+        decode(by=by)
+
+
+def test_accept_content_counts_where_nothing_else_is_set():
+    """Without ``result_accept_content`` results may be what tasks may be."""
+    with pytest.raises(ReplyNotAccepted):
+        decode(by=decoder(accept_content=["yaml"]))
+
+
+# Nonsense
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "encoding"),
+    [
+        (b"{not json", "application/json", "utf-8"),
+        (b"\xff\xfe", "application/json", "utf-8"),
+        (b"{}", "application/json", "no-such-encoding"),
+        (b"", "application/json", "utf-8"),
+        (b"anything", None, None),
+        (b"anything", "text/plain", "utf-8"),
+        (b"[" * 100_000, "application/json", "utf-8"),
+    ],
+)
+def test_a_body_that_is_no_reply(body, content_type, encoding):
+    """Bytes that cannot be read are a named error, whatever the serialiser says of them."""
+    with pytest.raises((ReplyUndecodable, ReplyNotAccepted)):
+        decoder().decode(body, content_type, encoding, {})
+
+
+@pytest.mark.parametrize(
+    "meta",
+    [None, 5, "text", [META], {}, {"status": "SUCCESS"}, {"result": 5}, {"status": 5, "result": 5}],
+)
+def test_data_that_is_no_result(meta):
+    """What is valid JSON and no result meta is undecodable."""
+    with pytest.raises(ReplyUndecodable):
+        decode(body=json.dumps(meta).encode())
+
+
+# Compression
+
+
+@pytest.mark.parametrize("method", ["gzip", "bzip2", "lzma"])
+def test_compressed_replies(method):
+    """What kombu compresses is opened."""
+    body, content_type = compress(json.dumps(META).encode(), method)
+    assert decode(body=body, compression=content_type) == META
+
+
+@pytest.mark.parametrize(
+    ("content_type", "bomb"),
+    [
+        ("application/x-gzip", zlib.compress(b"0" * 10_000_000)),
+        ("application/x-bz2", bz2.compress(b"0" * 10_000_000)),
+        ("application/x-lzma", lzma.compress(b"0" * 10_000_000)),
+    ],
+)
+def test_a_reply_that_grows_too_large(content_type, bomb):
+    """A small body that would become a large one is refused."""
+    with pytest.raises(ReplyTooLarge, match="1000"):
+        decode(body=bomb, compression=content_type)
+
+
+def test_a_reply_of_exactly_the_limit():
+    """The limit is what is still allowed."""
+    plain = json.dumps(META).encode()
+    body = zlib.compress(plain)
+    assert decode(body=body, by=decoder(len(plain)), compression="application/x-gzip") == META
+    with pytest.raises(ReplyTooLarge):
+        decode(body=body, by=decoder(len(plain) - 1), compression="application/x-gzip")
+
+
+@pytest.mark.parametrize(
+    ("compression", "body"),
+    [
+        ("application/x-gzip", b"no gzip"),
+        ("application/x-gzip", gzip.compress(b"a gzip file, which kombu does not make")),
+        ("application/x-gzip", zlib.compress(b"0123456789" * 20)[:-12]),
+        ("application/x-unknown", b"?"),
+        (["a", "list"], b"?"),
+        (5, b"?"),
+        ({}, b"?"),
+    ],
+)
+def test_compression_that_is_none(compression, body):
+    """A header can claim anything, and can be of any type."""
+    with pytest.raises(ReplyUndecodable):
+        decode(body=body, compression=compression)
+
+
+# Settings
+
+
+@pytest.mark.parametrize(("expires", "seconds"), [(60, 60), (None, None)])
+def test_expires_is_result_expires(expires, seconds):
+    """``result_expires`` in seconds; ``None`` where results are kept for ever."""
+    assert decoder(result_expires=expires).expires == seconds
