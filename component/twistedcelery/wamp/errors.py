@@ -1,4 +1,4 @@
-"""What a WAMP caller sees when a call does not end well: `ApplicationError`\\ s with stable URIs.
+"""What a WAMP caller sees when a call does not end well: an `ApplicationError` with a stable URI.
 
 ===========================  =========================================================================
 ``celery.error.``            means
@@ -52,8 +52,14 @@ _LIBRARY_ERRORS: tuple[tuple[type[Exception], str], ...] = (
 
 
 class _CallError(ApplicationError):
-    """Autobahn makes text of an error before it sends it, and its own ``__str__`` replaces a
-    ``traceback`` among the keywords by three dots for good."""
+    """An error that keeps its keywords.
+
+    Autobahn makes text of an error before it sends it, and its own ``__str__`` replaces a
+    ``traceback`` among the keywords by three dots, for good.
+    """
+
+    def __init__(self, uri: str, message: str, **details: Any) -> None:
+        super().__init__(uri, message, **details)  # type: ignore[no-untyped-call]  # it has no types
 
     def __str__(self) -> str:
         return f"{self.error}: {self.args[0]}"

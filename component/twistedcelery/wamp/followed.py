@@ -44,7 +44,8 @@ class FollowedTask:
         context: Context,
         ended: Callable[[FollowedTask, str], None],
     ) -> None:
-        """
+        """Nothing happens before `start`.
+
         :param arguments: what events carry of the task's arguments
         :param ended: called once, with how it ended: ``"succeeded"``, ``"failed"``, ``"revoked"``, or
             ``"undelivered"`` where nobody knows
@@ -87,8 +88,10 @@ class FollowedTask:
         return self._call.published.addErrback(failed)
 
     def result(self) -> Deferred[Any]:
-        """Fires with the task's value, or fails with an `ApplicationError`. Cancelling it stops the
-        waiting, not the task."""
+        """Fires with the task's value, or fails with an `ApplicationError`.
+
+        Cancelling it stops the waiting, not the task.
+        """
         waiter: Deferred[Any] = Deferred(self._waiters.remove)
         if self._outcome is None:
             self._waiters.append(waiter)

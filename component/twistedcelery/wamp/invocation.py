@@ -20,11 +20,13 @@ if TYPE_CHECKING:
 
     from twistedcelery.wamp.errors import CallErrors
 
-__all__ = ["DETAILS", "Caller", "Handler", "Invocation", "OpenInvocations", "SessionView"]
+__all__ = ["DETAILS", "KEYWORDS", "Caller", "Handler", "Invocation", "OpenInvocations", "SessionView"]
 
-#: The keyword under which Autobahn hands over the call's details. A task may have keywords named
-#: ``details`` and ``options``, so it is one that no task has.
-DETAILS = "_twistedcelery_call_details"
+#: The keyword under which Autobahn hands over the call's details.
+DETAILS = "details"
+
+#: The keyword under which the session hands over all keywords of the caller, whatever their names.
+KEYWORDS = "keywords"
 
 _log = Logger()
 
@@ -126,8 +128,8 @@ class OpenInvocations:
         """What Autobahn is given to register."""
 
         def invoke(*args: Any, **kwargs: Any) -> Deferred[Any]:
-            details = kwargs.pop(DETAILS)
-            return self._answer(handler, Invocation(args, kwargs, details, self._session))
+            details, keywords = kwargs[DETAILS], kwargs.get(KEYWORDS, {})
+            return self._answer(handler, Invocation(args, keywords, details, self._session))
 
         return invoke
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from autobahn.twisted.wamp import ApplicationSession
 from autobahn.wamp.exception import ApplicationError
-from autobahn.wamp.message import Interrupt
+from autobahn.wamp.message import Interrupt, Invocation
 from autobahn.wamp.types import RegisterOptions
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.task import deferLater
@@ -18,7 +18,7 @@ from twistedcelery.wamp.authentication import TICKET_VARIABLE, Credentials
 from twistedcelery.wamp.bridge import Bridge, bridge_for
 from twistedcelery.wamp.config import Configuration
 from twistedcelery.wamp.exposed import load_application
-from twistedcelery.wamp.invocation import DETAILS, OpenInvocations
+from twistedcelery.wamp.invocation import DETAILS, KEYWORDS, OpenInvocations
 from twistedcelery.wamp.values import MAX_SIZE
 
 if TYPE_CHECKING:
@@ -45,8 +45,6 @@ class CeleryBridge(ApplicationSession):
     Configuration is the component's ``extra``; see `twistedcelery.wamp.config.Configuration`. The
     router's secret comes from the environment; see `twistedcelery.wamp.authentication`.
     """
-
-    # The handlers' names and parameters are Autobahn's: hence ARG002 below.
 
     @staticmethod
     def check_config(_personality: object, extra: Mapping[str, Any]) -> None:
@@ -99,15 +97,20 @@ class CeleryBridge(ApplicationSession):
             raise ValueError(f"the router wants a secret; set {TICKET_VARIABLE}")
         return credentials.answer(challenge)
 
-    def onJoin(self, details: SessionDetails) -> Deferred[None]:  # noqa: ARG002
+    def onJoin(self, details: SessionDetails) -> Deferred[None]:
         """The session is established: register everything, then publish what was kept."""
         self._joined = True
         return self._register_all().addCallback(self._registered)
 
     def onMessage(self, msg: Any) -> None:
-        """Autobahn does not tell an endpoint how it is interrupted, so that is noted on the way."""
+        """Two things that Autobahn does not do for endpoints are done on the way to it."""
         if isinstance(msg, Interrupt) and self._open is not None:
+            # It does not say how an invocation is interrupted.
             self._open.interrupt_mode = msg.mode
+        elif isinstance(msg, Invocation) and msg.kwargs:
+            # It passes keywords through functions of its own: one named "self", "fun" or "f" would be
+            # taken for theirs, and the exception would end the session.
+            msg.kwargs = {KEYWORDS: msg.kwargs}
         super().onMessage(msg)
 
     def onLeave(self, details: CloseDetails) -> Any:
@@ -130,7 +133,7 @@ class CeleryBridge(ApplicationSession):
         if self._open is not None:
             self._open.close()
 
-    def onUserError(self, fail: Failure, msg: str) -> None:  # noqa: ARG002
+    def onUserError(self, fail: Failure, msg: str) -> None:
         """Autobahn logs here what it sends to callers, who need it; the log does not."""
         error = fail.value
         if isinstance(error, ApplicationError):
@@ -146,13 +149,19 @@ class CeleryBridge(ApplicationSession):
         registering = []
         for uri, handler in bridge.procedures.items():
             registration = self.register(open_invocations.endpoint(handler), uri, options=options)
-            registering.append(registration.addErrback(_log_not_registered, uri))
+            registering.append(registration.addErrback(self._not_registered, uri))
         return DeferredList(registering)
 
     def _registered(self, _: Any) -> None:
         if self._bridge is not None and self.is_attached():
             self._bridge.attach(self)
             _log.info("the bridge serves {count} procedures", count=len(self._bridge.procedures))
+
+    def _not_registered(self, failure: Failure, uri: str) -> None:
+        # One procedure less is no reason to withhold the others. The loss of the session says itself why.
+        if self.is_attached():
+            reason = getattr(failure.value, "error", type(failure.value).__name__)
+            _log.error("{uri} could not be registered: {reason}", uri=uri, reason=reason)
 
     def _give_up(self, reason: str) -> None:
         _log.error("{reason}", reason=reason)
@@ -161,10 +170,3 @@ class CeleryBridge(ApplicationSession):
             # It would connect again and again, to the same end.
             runner.stop()
         self.disconnect()
-
-
-def _log_not_registered(failure: Failure, uri: str) -> None:
-    # One procedure less is no reason to withhold the others.
-    failure.trap(ApplicationError)
-    error: Any = failure.value
-    _log.error("{uri} could not be registered: {error}", uri=uri, error=error.error)

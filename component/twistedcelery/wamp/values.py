@@ -1,4 +1,4 @@
-"""What may leave the bridge, in a form that JSON, MessagePack and CBOR all carry the same.
+r"""What may leave the bridge, in a form that JSON, MessagePack and CBOR all carry the same.
 
 A caller does not choose how the bridge talks to the router, and the bridge does not know how the
 router talks to the caller. So a value must survive all three serialisers, or be refused before it is
@@ -28,7 +28,7 @@ Refused with `Unencodable`:
 
 - NaN and the infinities: invalid JSON, which a browser cannot parse;
 - integers past 64 bits: MessagePack has none;
-- text that starts with ``\\0``: WAMP's JSON uses that mark for bytes, so the peer would get bytes;
+- text that starts with ``\0``: WAMP's JSON uses that mark for bytes, so the peer would get bytes;
 - text with lone surrogates: there is no UTF-8 for it;
 - two keys of a mapping that become the same text;
 - more than `MAX_DEPTH` levels, which a cycle has too;

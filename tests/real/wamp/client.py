@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 from autobahn.twisted.wamp import ApplicationRunner, ApplicationSession
 from autobahn.twisted.websocket import WampWebSocketClientFactory
@@ -78,7 +79,7 @@ async def connect(url: str, serializer: str = "json") -> Client:
     """Join ``realm1`` anonymously."""
     from twisted.internet import reactor
 
-    port = int(url.split(":")[2].split("/")[0])
+    port = urlsplit(url).port
     session = Client(ComponentConfig("realm1"))
     factory = WampWebSocketClientFactory(lambda: session, url=url, serializers=[SERIALIZERS[serializer]()])
     factory.setProtocolOptions(maxFramePayloadSize=0, maxMessagePayloadSize=LIMIT)

@@ -22,8 +22,7 @@ def connections_to(port):
 
 @pytest_twisted.ensureDeferred
 async def test_the_router_dies(worker_process, rabbitmq, crossbar_node, bridge, client):
-    """When the router is back so are the procedures, over the same connection to the broker; a task
-    that ended meanwhile is published then."""
+    """When it is back so are the procedures, over the same broker connection, and events kept meanwhile."""
     port = free_port()
     node = await deferToThread(crossbar_node, node_config(port), port=port, env={TICKET_VARIABLE: TICKET})
     running, caller = await bridge(node.url), await client(node.url)
@@ -61,16 +60,6 @@ async def test_a_bridge_in_a_container(broker, worker_process, start_node, clien
     ("extra", "ticket", "says"),
     [
         ({"app": "tests.support.taskapp", "publsh_timeout": 1}, TICKET, "did you mean 'publish_timeout'?"),
-        (
-            {"app": "tests.support.taskapp", "invoke": "all"},
-            TICKET,
-            "key 'invoke': found 'all', accepted is one of",
-        ),
-        (
-            {"app": "tests.support.nothing"},
-            TICKET,
-            "'tests.support.nothing' cannot be imported: ModuleNotFound",
-        ),
         ({"app": "tests.support.taskapp"}, "a wrong one", "the router refused the bridge"),
     ],
 )
@@ -85,10 +74,7 @@ async def test_a_bridge_that_cannot_start(extra, ticket, says, tmp_path):
         await deferToThread(node.process.wait)
     finally:
         await deferToThread(node.kill)
-    assert says in node.process.output()
-    assert (
-        node.process.output().count("the bridge cannot start")
-        + node.process.output().count("the router refused")
-        == 1
-    )
-    assert "a wrong one" not in node.process.output()
+    output = node.process.output()
+    assert says in output
+    assert output.count("the bridge cannot start") + output.count("the router refused") == 1
+    assert "a wrong one" not in output

@@ -7,8 +7,8 @@ import decimal
 import enum
 import math
 import uuid
-from collections import OrderedDict, deque, namedtuple
-from typing import Any
+from collections import OrderedDict, deque
+from typing import Any, NamedTuple
 
 import pytest
 from autobahn.wamp.serializer import CBORObjectSerializer, JsonObjectSerializer, MsgPackObjectSerializer
@@ -39,7 +39,10 @@ class Text(str):
     __slots__ = ()
 
 
-Point = namedtuple("Point", "x y")
+class Point(NamedTuple):
+    x: int
+    y: int
+
 
 scalars = st.one_of(
     st.none(),
@@ -157,7 +160,7 @@ def test_long_texts_are_not_underestimated(length: int) -> None:
         (deque([1, 2]), [1, 2]),
         (OrderedDict(a=1), {"a": 1}),
         (
-            {1: "one", 2.5: "x", True and False: "no", None: "nil"},
+            {1: "one", 2.5: "x", False: "no", None: "nil"},
             {"1": "one", "2.5": "x", "false": "no", "null": "nil"},
         ),
         ({dt.date(2024, 1, 1): 1, uuid.UUID(int=2): 2}, {"2024-01-01": 1, str(uuid.UUID(int=2)): 2}),
