@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import celery
 import kombu
 from celery.app.task import Context
 from twisted.internet import reactor
@@ -52,6 +53,8 @@ class Parts:
     tells_every_state = True
     #: Whether the result backend fails when it is taken away.
     notices_absence = True
+    #: Whether the result backend stores results with ``result_serializer``.
+    uses_serializer = True
     #: Whether the broker reports on messages, queues and exchanges as AMQP does.
     is_amqp = False
     #: Whether the broker asks for a password.
@@ -176,6 +179,8 @@ class SqlParts(FilesystemParts):
     """``db+sqlite://``, with ``filesystem://``."""
 
     notices_absence = True
+    # Before 5.7 Celery pickled all results that go into a database.
+    uses_serializer = celery.VERSION >= (5, 7)
 
     def __init__(self, directory):
         super().__init__(directory, "db+sqlite:///{}/results/results.db")

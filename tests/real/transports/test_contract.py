@@ -257,6 +257,8 @@ class TestResults:
     @pytest_twisted.ensureDeferred
     async def test_odd_replies_disturb_no_other(self, parts, eventually):
         """No JSON, a meta without a status, one for an unknown task, and two finals: others get theirs."""
+        if not parts.uses_serializer:
+            pytest.skip("this Celery pickles whatever is stored")
         receiver = Receiver()
         broken, incomplete, twice, fine = (new_id() for _ in range(4))
         _, source = parts.open(receiver)
@@ -282,6 +284,8 @@ class TestResults:
     @pytest_twisted.ensureDeferred
     async def test_a_content_type_that_is_not_accepted_is_refused(self, parts, eventually):
         """``result_accept_content`` is enforced before anything is decoded."""
+        if not parts.uses_serializer:
+            pytest.skip("this Celery pickles whatever is configured")
         receiver, task_id = Receiver(), new_id()
         config = {"result_serializer": "pickle"}
         _, source = parts.open(receiver, app=parts.app(result_accept_content=["json"], **config))

@@ -147,6 +147,8 @@ class _ReplyQueueBackend:
     def binding(self) -> Any:
         queue = super().binding  # type: ignore[misc]  # of the class mixed into
         queue.auto_delete = False
+        # It is not before Celery 5.7, and RabbitMQ 4.3 refuses such queues.
+        queue.durable = True
         return queue
 
 

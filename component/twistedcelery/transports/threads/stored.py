@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from pickle import UnpicklingError
 from typing import Any
 
 from celery import states
@@ -25,6 +26,8 @@ _DECODING_ERRORS = (
     TypeError,
     LookupError,
     AttributeError,
+    EOFError,
+    UnpicklingError,
 )
 
 
