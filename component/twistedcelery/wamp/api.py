@@ -51,6 +51,8 @@ class CallerApi:
         self._tasks = tasks
         self._in_flight = in_flight
         self._ended = EndedTasks()
+        #: Calls of ``result`` that have no answer yet.
+        self._waiting = 0
 
     def tasks(self, _: Caller) -> list[dict[str, Any]]:
         """Each exposed task: ``name``, ``uri``, ``signature``, ``doc``."""
@@ -79,7 +81,7 @@ class CallerApi:
         canonical = self._canonical(task_id)
         followed = self._in_flight.find(canonical)
         if followed is not None:
-            return followed.result()
+            return self._wait(followed)
         ended = self._ended.find(canonical)
         if ended is None:
             raise self._context.errors.make("unknown_task", f"this bridge does not know the task {canonical}")
@@ -132,6 +134,20 @@ class CallerApi:
             return procedure(*bound.args, **bound.kwargs)
 
         return handle
+
+    def _wait(self, followed: FollowedTask) -> Deferred[Any]:
+        limit = self._context.config.max_in_flight
+        if self._waiting >= limit:
+            raise self._context.errors.make(
+                "overloaded", f"{limit} calls wait for results already; try again later"
+            )
+        self._waiting += 1
+
+        def ended(result: Any) -> Any:
+            self._waiting -= 1
+            return result
+
+        return followed.result().addBoth(ended)
 
     def _canonical(self, task_id: Any) -> str:
         """The id as Celery writes it. Callers may leave out the dashes, as the topics do."""

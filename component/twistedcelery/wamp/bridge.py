@@ -11,7 +11,6 @@ import json
 import time
 from typing import TYPE_CHECKING, Any
 
-from autobahn.wamp.exception import ApplicationError
 from twisted.internet import defer
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorCore
@@ -123,13 +122,10 @@ class Bridge:
         if session_id is None or self._session is None or not self._session.is_attached():
             return succeed(True)
 
-        def failed(failure: Failure) -> bool:
-            # "no_such_session" says that it left. Where the bridge may not ask, nobody can tell: the
-            # configuration wants tasks kept, so they are.
-            failure.trap(ApplicationError)
-            return True
-
-        return self._session.call("wamp.session.get", session_id).addCallbacks(lambda _: False, failed)
+        # "no_such_session" says that it left. Where the bridge may not ask, or has lost its session
+        # meanwhile, nobody can tell: the configuration wants tasks kept, so they are.
+        asked = self._session.call("wamp.session.get", session_id)
+        return asked.addCallbacks(lambda _: False, lambda _: True)
 
 
 _bridges: dict[tuple[str, str, int], Bridge] = {}

@@ -180,7 +180,7 @@ def _events(key: str, value: Any) -> frozenset[str]:
     if not isinstance(value, list | tuple):
         _refuse(key, value, f"true, false, or a list of: {', '.join(EVENTS)}")
     for event in value:
-        if event in _STREAM_EVENTS:
+        if isinstance(event, str) and event in _STREAM_EVENTS:
             _refuse(key, event, "an event that the bridge sees itself; this one only the workers' event "
                     "stream tells, which this version does not read")  # fmt: skip
         if event not in EVENTS:
@@ -192,7 +192,7 @@ def _option_names(key: str, value: Any) -> frozenset[str]:
     if not isinstance(value, list | tuple):
         _refuse(key, value, f"a list of: {', '.join(KNOWN_OPTIONS)}")
     for name in value:
-        if name not in KNOWN_OPTIONS:
+        if not isinstance(name, str) or name not in KNOWN_OPTIONS:
             _refuse(key, name, f"one of {', '.join(KNOWN_OPTIONS)}{_hint(name, KNOWN_OPTIONS)}")
     return frozenset(value)
 

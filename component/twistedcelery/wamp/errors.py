@@ -27,7 +27,8 @@ from autobahn.wamp.exception import ApplicationError
 from celery.exceptions import NotRegistered, WorkerLostError
 
 from twistedcelery import errors
-from twistedcelery.wamp.values import Unencodable, describe_exception, plain_text
+from twistedcelery.wamp.descriptions import describe_exception, plain_text
+from twistedcelery.wamp.values import Unencodable
 
 if TYPE_CHECKING:
     from twistedcelery.wamp.uris import Uris

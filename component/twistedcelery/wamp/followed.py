@@ -8,9 +8,9 @@ from celery import states
 from twisted.internet.defer import Deferred
 
 from twistedcelery.errors import CallCancelled, TwistedCeleryError
+from twistedcelery.wamp.descriptions import describe_exception, plain_text
 from twistedcelery.wamp.throttle import Throttle
 from twistedcelery.wamp.topics import TaskEvent
-from twistedcelery.wamp.values import describe_exception, plain_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["FollowedTask"]
 
-#: Seconds between two progress events of one task: at most 20 a second.
-PROGRESS_INTERVAL = 1 / 20
+#: Seconds between two progress events of one task: 20 in a second, the one that begins it included.
+PROGRESS_INTERVAL = 1 / 19
 
 
 class FollowedTask:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from autobahn.exception import PayloadExceededError
 from autobahn.wamp.exception import ApplicationError, SerializationError, TransportLost
 from autobahn.wamp.message import Interrupt
-from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.logger import Logger
 
 from twistedcelery.wamp.values import Unencodable, normalise
@@ -145,6 +145,8 @@ class OpenInvocations:
             invocation.end()
             if invocation.on_interrupt is not None:
                 invocation.on_interrupt(self.interrupt_mode == Interrupt.KILL)
+            else:
+                handled.cancel()
             if self._session.is_attached():
                 answer.errback(self._errors.make("revoked", "the call was cancelled"))
             else:
@@ -173,6 +175,9 @@ class OpenInvocations:
         error = failure.value
         if isinstance(error, ApplicationError):
             return error
+        if isinstance(error, CancelledError):
+            # It was interrupted, so its answer has been given.
+            return self._errors.make("revoked", "the call was cancelled")
         if isinstance(error, Unencodable):
             return self._errors.make("result_unencodable", f"the result cannot be sent: {error}")
         # A defect of the bridge: its text may hold anything, so it goes to the log alone.

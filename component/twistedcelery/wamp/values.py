@@ -48,16 +48,14 @@ from enum import Enum
 from json.encoder import encode_basestring
 from typing import Any
 
-from celery.utils.serialization import UnpickleableExceptionWrapper
+from twistedcelery.wamp.descriptions import describe_exception
 
 __all__ = [
     "MAX_DEPTH",
     "MAX_SIZE",
     "Unencodable",
-    "describe_exception",
     "normalise",
     "normalise_and_measure",
-    "plain_text",
 ]
 
 #: Levels of nesting. Autobahn's JSON decoder recurses in Python, twice a level, below the router's
@@ -76,9 +74,6 @@ _TEXT_TYPES = (dt.date, dt.time, uuid.UUID, decimal.Decimal)
 
 #: From this many bytes on, MessagePack and CBOR put more before a text than JSON's two quotes.
 _LONG_TEXT = 256
-
-#: Longer messages of exceptions are cut: they travel in errors and events, never alone.
-_MAX_EXCEPTION_TEXT = 16 * 1024
 
 
 class Unencodable(ValueError):
@@ -110,31 +105,6 @@ def normalise_and_measure(value: Any, max_size: int = MAX_SIZE) -> tuple[Any, in
     """As `normalise`, together with the bytes that the value takes in the worst serialisation."""
     normaliser = _Normaliser(max_size)
     return normaliser.value(value, 0), normaliser.size
-
-
-def describe_exception(error: BaseException) -> dict[str, str]:
-    """An exception as plain text. Never raises, whatever the exception's class does."""
-    if isinstance(error, UnpickleableExceptionWrapper):
-        # Celery wraps what it cannot rebuild; the wrapper tells what it stands for.
-        exc_type, exc_module = error.exc_cls_name, error.exc_module
-    else:
-        exc_type, exc_module = type(error).__name__, type(error).__module__
-    try:
-        message = str(error)
-    except Exception as broken:
-        # A class of the user's, rebuilt from a message: its __str__ may rely on what is not there.
-        message = f"<no message: {type(broken).__name__} in __str__>"
-    return {
-        "exc_type": plain_text(exc_type),
-        "exc_module": plain_text(exc_module),
-        "exc_message": plain_text(message),
-    }
-
-
-def plain_text(value: object) -> str:
-    """Text that can always be sent, cut to a bearable length."""
-    plain = str(value)[:_MAX_EXCEPTION_TEXT].encode(errors="backslashreplace").decode()
-    return "\\x00" + plain[1:] if plain.startswith("\0") else plain
 
 
 class _Normaliser:

@@ -16,13 +16,8 @@ from celery.utils.serialization import UnpickleableExceptionWrapper
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twistedcelery.wamp.values import (
-    MAX_DEPTH,
-    Unencodable,
-    describe_exception,
-    normalise,
-    normalise_and_measure,
-)
+from twistedcelery.wamp.descriptions import describe_exception
+from twistedcelery.wamp.values import MAX_DEPTH, Unencodable, normalise, normalise_and_measure
 
 SERIALIZERS = (JsonObjectSerializer(), MsgPackObjectSerializer(), CBORObjectSerializer())
 

@@ -1,0 +1,106 @@
+"""Stand-ins for what the bridge works with: the library's client and a WAMP session."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import count
+from typing import Any
+from uuid import UUID
+
+from autobahn.wamp.request import Registration
+from autobahn.wamp.types import CallDetails
+from celery import states
+from twisted.internet.defer import Deferred, succeed
+from twisted.python.failure import Failure
+
+from twistedcelery import TaskDeferred
+
+__all__ = ["FakeClient", "FakeSession", "call_details"]
+
+
+class FakeClient:
+    """Remembers the calls that `twistedcelery.TwistedCelery` would have sent.
+
+    The calls themselves are real: the test plays the broker and the worker by their methods
+    ``mark_published``, ``update``, ``finish`` and ``fail_published``.
+    """
+
+    def __init__(self) -> None:
+        self.calls: list[TaskDeferred] = []
+        self.sent: list[tuple[str, list[Any], dict[str, Any], dict[str, Any]]] = []
+        self.cancelled: list[TaskDeferred] = []
+        self.revoked: list[tuple[str, bool]] = []
+        self.disconnected: Deferred[None] = Deferred()
+        self.connected = True
+        #: Raised as the failure of the next call.
+        self.refuse: Exception | None = None
+        self._ids = count(1)
+
+    @property
+    def in_flight(self) -> int:
+        return sum(not call.called for call in self.calls)
+
+    def send_task(self, name: str, args: list[Any], kwargs: dict[str, Any], **options: Any) -> TaskDeferred:
+        call = TaskDeferred(str(UUID(int=next(self._ids))), name, self.cancelled.append, self._revoke)
+        self.sent.append((name, args, kwargs, options))
+        self.calls.append(call)
+        if self.refuse is not None:
+            call.fail_published(Failure(self.refuse))
+        return call
+
+    def revoke(self, task_id: str, terminate: bool = False) -> Deferred[None]:
+        self.revoked.append((task_id, terminate))
+        return succeed(None)
+
+    def disconnect(self) -> Deferred[None]:
+        return self.disconnected
+
+    def _revoke(self, task_id: str, terminate: bool, signal: str) -> Deferred[None]:
+        return self.revoke(task_id, terminate)
+
+
+def final(state: str, result: Any, **more: Any) -> Mapping[str, Any]:
+    """The meta of a final state."""
+    return {"status": state, "result": result, "traceback": None, "children": [], **more}
+
+
+def success(result: Any) -> Mapping[str, Any]:
+    return final(states.SUCCESS, result)
+
+
+def failure(error: Exception, traceback: str | None = None) -> Mapping[str, Any]:
+    return final(states.FAILURE, error, traceback=traceback)
+
+
+class FakeSession:
+    """A WAMP session that is attached, and remembers what it publishes."""
+
+    def __init__(self) -> None:
+        self.attached = True
+        self.published: list[tuple[str, dict[str, Any], dict[str, Any]]] = []
+        self.calls: list[tuple[str, tuple[Any, ...], Deferred[Any]]] = []
+        self.max_size = 2**20
+
+    def is_attached(self) -> bool:
+        return self.attached
+
+    def publish(self, topic: str, options: Any, **payload: Any) -> None:
+        assert self.attached
+        self.published.append((topic, payload, options.message_attr()))
+
+    def call(self, procedure: str, *args: Any) -> Deferred[Any]:
+        answer: Deferred[Any] = Deferred()
+        self.calls.append((procedure, args, answer))
+        return answer
+
+    def topics(self, prefix: str = "celery.") -> list[str]:
+        """The topics of what was published below a prefix, in order."""
+        return [topic.removeprefix(prefix) for topic, _, _ in self.published if topic.startswith(prefix)]
+
+
+def call_details(progress: Any = None, caller: int | None = 7) -> CallDetails:
+    """What Autobahn tells an endpoint of a call."""
+    registration = Registration(None, 1, "procedure", None)
+    return CallDetails(
+        registration, progress=progress, caller=caller, caller_authid="joe", caller_authrole="user"
+    )

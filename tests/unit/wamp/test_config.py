@@ -1,0 +1,137 @@
+"""The bridge's configuration, and what is said of one that is wrong."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from twistedcelery import ConfigurationError
+from twistedcelery.wamp import config
+from twistedcelery.wamp.config import Configuration
+from twistedcelery.wamp.exposed import load_application
+
+
+def test_the_defaults():
+    """Everything but the application has a default, which is the documented one."""
+    assert Configuration.parse({"app": "my_app"}, {}) == Configuration(
+        app="my_app",
+        prefix="celery",
+        include=("*",),
+        exclude=("celery.*",),
+        discover="app",
+        invoke="roundrobin",
+        max_in_flight=1000,
+        publish_timeout=10.0,
+        call_timeout=None,
+        on_caller_gone="revoke",
+        terminate=False,
+        events=frozenset({"progress", "succeeded", "failed", "revoked", "retried"}),
+        publish_arguments=False,
+        publish_results=False,
+        tracebacks=False,
+        event_audience="all",
+        allow_options=frozenset({"countdown", "eta", "expires", "priority", "time_limit", "soft_time_limit"}),
+        triggers=(),
+    )
+
+
+def test_every_key_is_checked():
+    """No setting exists that users cannot write, and none that is not checked."""
+    assert set(config._CHECKS) == {field.name for field in fields(Configuration)}
+
+
+def test_the_application_from_the_environment():
+    """``TWISTEDCELERY_APP`` counts where the configuration names no application."""
+    environ = {"TWISTEDCELERY_APP": "from_environment"}
+    assert Configuration.parse({}, environ).app == "from_environment"
+    assert Configuration.parse({"app": "my_app"}, environ).app == "my_app"
+    assert Configuration.parse(None, environ).app == "from_environment"
+
+
+def test_what_crossbar_adds_is_no_mistake():
+    """Crossbar puts its own directory into every component's configuration."""
+    assert Configuration.parse({"app": "my_app", "cbdir": "/node"}, {}).app == "my_app"
+
+
+def test_events():
+    """``true`` stands for every event that the bridge can see, ``false`` for none."""
+    parse = Configuration.parse
+    assert parse({"app": "a", "events": False}, {}).events == frozenset()
+    assert parse({"app": "a", "events": []}, {}).events == frozenset()
+    assert parse({"app": "a", "events": True}, {}).events == {
+        *("sent", "started", "progress", "retried", "succeeded", "failed", "revoked"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("extra", "says"),
+    [
+        ({}, "key 'app' is missing"),
+        ({"app": ""}, "key 'app': found '', accepted is text"),
+        (
+            {"publsh_timeout": 3},
+            "unknown configuration key 'publsh_timeout'; did you mean 'publish_timeout'?",
+        ),
+        ({"zzz": 3}, "accepted are: app, prefix, include"),
+        ({"prefix": "my celery"}, "key 'prefix': found 'my celery', accepted is a WAMP URI"),
+        ({"prefix": "wamp.celery"}, "not below 'wamp' or 'crossbar'"),
+        ({"include": "my_app.*"}, "accepted is a list of glob patterns"),
+        (
+            {"discover": "workers"},
+            "found 'workers', accepted is 'app': discovery from running workers is not",
+        ),
+        ({"discover": "apps"}, "one of 'app'; did you mean 'app'?"),
+        ({"invoke": "round"}, "one of 'single', 'first', 'last', 'roundrobin', 'random'"),
+        ({"max_in_flight": 0}, "found 0, accepted is a whole number of at least 1"),
+        ({"max_in_flight": True}, "found True, accepted is a whole number"),
+        ({"publish_timeout": "10"}, "found '10', accepted is a number of seconds"),
+        ({"publish_timeout": None}, "found None, accepted is a number of seconds"),
+        ({"call_timeout": -1}, "found -1, accepted is a number of seconds above 0"),
+        ({"call_timeout": float("inf")}, "found inf"),
+        ({"on_caller_gone": "revok"}, "did you mean 'revoke'?"),
+        ({"terminate": "yes"}, "found 'yes', accepted is true or false"),
+        ({"events": ["succeded"]}, "did you mean 'succeeded'?"),
+        ({"events": ["received"]}, "found 'received', accepted is an event that the bridge sees itself"),
+        ({"events": "all"}, "accepted is true, false, or a list of: sent, received"),
+        ({"event_audience": "me"}, "one of 'all', 'caller'"),
+        ({"allow_options": ["que"]}, "did you mean 'queue'?"),
+        ({"allow_options": [["queue"]]}, "found ['queue']"),
+        ({"events": [{}]}, "found {}"),
+        ({"invoke": []}, "found []"),
+        ({"triggers": [{"topic": "x"}]}, "accepted is []: triggers are not available in this version"),
+    ],
+)
+def test_mistakes(extra, says):
+    """The error names the key, what was found, and what is accepted."""
+    with pytest.raises(ConfigurationError) as refused:
+        Configuration.parse(extra if extra == {} else {"app": "my_app", **extra}, {})
+    assert says in str(refused.value)
+
+
+def test_values_of_unknown_keys_are_not_shown():
+    """A secret under a key that does not exist stays out of the log."""
+    with pytest.raises(ConfigurationError) as refused:
+        Configuration.parse({"app": "my_app", "ticket": "s3cret"}, {})
+    assert "s3cret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        (None, "cannot be imported: ModuleNotFoundError"),
+        ("1 / 0", "cannot be imported: ZeroDivisionError"),
+        ("app = 3", "which is a int; accepted is a Celery application"),
+    ],
+)
+def test_applications_that_are_none(source: str | None, says: str, tmp_path: Path, monkeypatch) -> None:
+    """What goes wrong while the application is imported is told as a wrong ``app``."""
+    monkeypatch.syspath_prepend(tmp_path)
+    name = f"module_{abs(hash(says))}"
+    if source is not None:
+        (tmp_path / f"{name}.py").write_text(source)
+    with pytest.raises(ConfigurationError) as refused:
+        load_application(name)
+    assert "key 'app'" in str(refused.value)
+    assert says in str(refused.value)

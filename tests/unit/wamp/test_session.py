@@ -1,0 +1,163 @@
+"""The session as Crossbar and Autobahn drive it."""
+
+from __future__ import annotations
+
+import pytest
+from autobahn.wamp import auth
+from autobahn.wamp.message import Challenge as ChallengeMessage
+from autobahn.wamp.message import Hello, Invocation
+from autobahn.wamp.types import Challenge, CloseDetails, ComponentConfig
+from twisted.internet.task import Clock
+from twisted.logger import globalLogPublisher
+
+from twistedcelery import ConfigurationError
+from twistedcelery.wamp import CeleryBridge
+from twistedcelery.wamp.authentication import Credentials
+from twistedcelery.wamp.session import REFUSED_DELAY
+
+
+class Transport:
+    """Remembers what the session sends."""
+
+    def __init__(self):
+        self.maxMessagePayloadSize = 0
+        self.sent = []
+        self.closed = False
+
+    def send(self, message):
+        self.sent.append(message)
+
+    def isOpen(self):  # noqa: N802  # autobahn's name
+        return not self.closed
+
+    def close(self):
+        self.closed = True
+
+
+class Runner:
+    """Stands for Autobahn's, which reconnects until it is stopped."""
+
+    stopped = False
+
+    def stop(self):
+        self.stopped = True
+
+
+@pytest.fixture
+def said():
+    """What is logged, as text."""
+    lines = []
+
+    def observe(event):
+        lines.append(str(event.get("log_format", "")).format(**event))
+
+    globalLogPublisher.addObserver(observe)
+    yield lines
+    globalLogPublisher.removeObserver(observe)
+
+
+@pytest.fixture(autouse=True)
+def no_ticket(monkeypatch):
+    monkeypatch.delenv("TWISTEDCELERY_TICKET", raising=False)
+
+
+def connect(extra, runner=None):
+    clock, transport = Clock(), Transport()
+    session = CeleryBridge(ComponentConfig("realm1", extra, runner=runner), clock)
+    session.onOpen(transport)
+    return session, transport, clock
+
+
+APP = {"app": "tests.support.taskapp"}
+
+
+def test_joining_without_a_secret():
+    """A bridge without a secret joins as anybody may."""
+    _, transport, _ = connect(APP)
+    (hello,) = transport.sent
+    assert isinstance(hello, Hello)
+    assert (hello.realm, hello.authmethods, hello.authid) == ("realm1", None, None)
+
+
+def test_joining_with_a_secret(monkeypatch, said):
+    """The secret goes to the router that asks for it, and nowhere else."""
+    monkeypatch.setenv("TWISTEDCELERY_TICKET", "s3cret")
+    session, transport, _ = connect(APP)
+    assert (transport.sent[0].authmethods, transport.sent[0].authid) == (["ticket", "wampcra"], "bridge")
+    session.onMessage(ChallengeMessage("ticket"))
+    assert transport.sent[1].signature == "s3cret"
+    assert "s3cret" not in "".join(said)
+
+
+def test_wampcra():
+    """The signature is the one that Autobahn computes, with a salted secret too."""
+    credentials = Credentials("bridge", "s3cret")
+    assert "s3cret" not in repr(credentials)
+    plain = {"challenge": "{}"}
+    salted = {**plain, "salt": "salt", "iterations": 10, "keylen": 16}
+    for extra in (plain, salted):
+        challenge = Challenge("wampcra", extra)
+        theirs = auth.AuthWampCra(authid="bridge", secret="s3cret").on_challenge(None, challenge)
+        assert credentials.answer(challenge) == theirs
+    with pytest.raises(ValueError, match="'scram', which was not offered"):
+        credentials.answer(Challenge("scram"))
+
+
+def test_the_authid_can_be_set():
+    """Several bridges of one router can have names of their own."""
+    environ = {"TWISTEDCELERY_TICKET": "s3cret", "TWISTEDCELERY_AUTHID": "bridge-2"}
+    assert Credentials.from_environment(environ).authid == "bridge-2"
+    assert Credentials.from_environment({"TWISTEDCELERY_TICKET": ""}) is None
+
+
+def test_a_wrong_configuration_ends_the_attempts(said):
+    """One line says why; the connection is closed, and nobody tries again."""
+    runner = Runner()
+    _, transport, _ = connect({**APP, "prefx": "x"}, runner)
+    assert transport.sent == []
+    assert transport.closed
+    assert runner.stopped
+    assert [line for line in said if "did you mean 'prefix'?" in line] == [said[-1]]
+
+
+def test_crossbars_own_check(said):
+    """Crossbar asks before it starts the component, and does not start it."""
+    CeleryBridge.check_config(None, {**APP, "cbdir": "/node"})
+    with pytest.raises(ConfigurationError, match="did you mean 'prefix'"):
+        CeleryBridge.check_config(None, {**APP, "prefx": "x"})
+    assert "did you mean 'prefix'?" in said[-1]
+
+
+def test_a_refusal_is_not_followed_by_a_storm():
+    """The connection stays for a while, since whoever manages the session tries again at its end."""
+    session, transport, clock = connect(APP)
+    session.onLeave(CloseDetails("wamp.error.not_authorized", "no"))
+    clock.advance(REFUSED_DELAY - 0.1)
+    assert not transport.closed
+    clock.advance(0.2)
+    assert transport.closed
+
+
+def test_the_limit_of_the_transport():
+    """What may be sent is bounded by the transport's own limit, where it has one."""
+    session, transport, _ = connect(APP)
+    assert session.max_size == 16 * 2**20 - 2**16
+    transport.maxMessagePayloadSize = 2**20
+    assert session.max_size == 2**20 - 2**16
+
+
+def test_keywords_of_any_name():
+    """No keyword of a caller can be taken for an argument of Autobahn's own functions."""
+    session, _, _ = connect(APP)
+    session._session_id = 1
+    seen = {}
+
+    def endpoint(**kwargs):
+        seen.update(kwargs)
+
+    from autobahn.wamp.request import Endpoint, Registration
+
+    session._registrations[5] = Registration(session, 5, "procedure", Endpoint(endpoint, None, "details"))
+    keywords = {"self": 1, "fun": 2, "f": 3, "details": 4, "keywords": 5}
+    session.onMessage(Invocation(9, 5, args=[], kwargs=dict(keywords)))
+    assert seen["keywords"] == keywords

@@ -1,0 +1,127 @@
+"""Which events are published, when, with what, and for whom."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+import pytest
+
+from tests.unit.wamp.conftest import error_of
+from tests.unit.wamp.fakes import failure, success
+
+
+def test_the_payload(setup):
+    """Every event names its task, state and time, on the topic of its kind and on that of the run."""
+    one = setup(events=True)
+    one.call("app.add", 1, 2)
+    one.last.mark_published()
+    one.clock.advance(2)
+    one.last.update("STARTED", {"pid": 1})
+    one.clock.advance(3)
+    one.last.finish(success(3))
+    task_id = one.last.task_id
+    common = {"task_id": task_id, "task": "app.add"}
+    expected = [
+        ("sent", {"state": "PENDING", "timestamp": 1000.0}),
+        ("started", {"state": "STARTED", "timestamp": 1002.0}),
+        ("succeeded", {"state": "SUCCESS", "timestamp": 1005.0, "runtime": 3.0}),
+    ]
+    published = iter(one.session.published)
+    for kind, payload in expected:
+        assert next(published) == (
+            f"celery.app.add.{kind}",
+            {**common, **payload},
+            {"acknowledge": False, "retain": False},
+        )
+        assert next(published) == (
+            f"celery_task.{UUID(task_id).hex}",
+            {**common, **payload},
+            {"acknowledge": False, "retain": True},
+        )
+
+
+def test_progress_is_throttled(setup):
+    """However fast the updates come, there are 20 events a second, and the latest state wins."""
+    one = setup()
+    one.call("app.add", 1, 2)
+    for step in range(1000):
+        one.last.update("PROGRESS", step)
+        one.clock.advance(0.001)
+    metas = [payload["meta"] for topic, payload, _ in one.session.published if topic.endswith(".progress")]
+    assert 19 <= len(metas) <= 20
+    assert metas == sorted(metas)
+    one.clock.pump([1, 1])
+    assert one.session.published[-1][1]["meta"] == 999
+    assert one.clock.getDelayedCalls() == []
+
+
+def test_no_progress_follows_the_end(setup):
+    """An update that waits for its turn is dropped by the final event."""
+    one = setup()
+    one.call("app.add", 1, 2)
+    one.last.update("PROGRESS", 1)
+    one.last.update("PROGRESS", 2)
+    one.last.finish(success(3))
+    one.clock.advance(10)
+    assert one.session.topics() == ["app.add.progress", "app.add.succeeded"]
+    assert one.clock.getDelayedCalls() == []
+
+
+def test_states_of_the_tasks_own(setup):
+    """A state that Celery does not know is progress under its own name."""
+    one = setup()
+    one.call("app.add", 1, 2)
+    one.last.update("UPLOADING", {"file": 1})
+    topic, payload, _ = one.session.published[0]
+    assert (topic, payload["state"], payload["meta"]) == ("celery.app.add.progress", "UPLOADING", {"file": 1})
+
+
+def test_what_cannot_be_published_is_left_out(setup):
+    """An event that WAMP cannot carry disturbs no other."""
+    one = setup(publish_results=True)
+    answer = one.call("app.add", 1, 2)
+    one.last.update("PROGRESS", object())
+    one.last.finish(success(float("inf")))
+    assert one.session.published == []
+    assert error_of(answer).error == "celery.error.result_unencodable"
+    one.call("app.add", 1, 2)
+    one.last.finish(success(1))
+    assert one.session.published[0][1]["result"] == 1
+
+
+@pytest.mark.parametrize("disclosed", [True, False])
+def test_events_for_the_caller_alone(disclosed, setup):
+    """Only the caller's session is eligible; where the router does not say who called, nobody is."""
+    one = setup(event_audience="caller")
+    answer = one.call("app.add", 1, 2, caller=7 if disclosed else None)
+    one.last.update("PROGRESS", 1)
+    one.last.finish(failure(ValueError("bad")))
+    assert {tuple(options["eligible"]) for _, _, options in one.session.published} == (
+        {(7,)} if disclosed else set()
+    )
+    # The router would keep each restricted event for ever, so only the last is retained.
+    retained = [payload["state"] for _, payload, options in one.session.published if options["retain"]]
+    assert retained == (["FAILURE"] if disclosed else [])
+    assert error_of(answer).error == "celery.error.task_failed"
+
+
+def test_a_worker_can_be_faster_than_the_broker(setup):
+    """A state that overtakes the broker's confirmation proves that the task was sent."""
+    one = setup(events=True)
+    one.call("app.add", 1, 2)
+    one.last.update("PROGRESS", 1)
+    one.last.mark_published()
+    one.last.finish(success(1))
+    assert one.session.topics() == ["app.add.sent", "app.add.progress", "app.add.succeeded"]
+
+
+def test_only_so_many_ends_are_kept(setup):
+    """Without a session the latest 1000 ends wait for the next."""
+    one = setup(max_in_flight=2000)
+    one.bridge.detach(one.session)
+    for number in range(1001):
+        one.call("app.add", 1, 2)
+        one.last.finish(success(number))
+    one.bridge.attach(one.session)
+    assert len(one.session.topics()) == 1000
+    assert one.session.published[0][1]["task_id"] == one.client.calls[1].task_id
