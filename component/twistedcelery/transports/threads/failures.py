@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any, Protocol, TypeVar
 from urllib.parse import quote, unquote
 
-import amqp.exceptions  # type: ignore[import-untyped]  # it has no type information
+import amqp.exceptions
 import kombu.exceptions
 
 from twistedcelery.errors import (

@@ -17,8 +17,11 @@ from twistedcelery.transports.threads.stored import check_meta, read_stored
 
 __all__ = ["PushedReader"]
 
-#: Seconds that a new task may have to wait while the thread waits for states.
+#: Seconds that a new task may have to wait while the thread waits for states: as a rule, and when
+#: nothing has happened for `_QUIET_AFTER` seconds.
 _WAIT = 0.005
+_QUIET_WAIT = 0.02
+_QUIET_AFTER = 1.0
 
 #: States taken in before other work gets its turn.
 _STATES_AT_ONCE = 100
@@ -43,6 +46,7 @@ class PushedReader:
         self._watched: set[str] = set()
         self._is_store = isinstance(backend, BaseKeyValueStoreBackend)
         self._next_look = clock()
+        self._busy_at = clock()
         self._taken_in = 0
         self._consumer = backend.result_consumer
         # Instead of resolving Celery's AsyncResults, of which there are none.
@@ -52,6 +56,7 @@ class PushedReader:
 
     def watch(self, task_id: str) -> None:
         self._consumer.consume_from(task_id)
+        self._busy_at = self._clock()
         self._watched.add(task_id)
 
     def forget(self, task_id: str) -> None:
@@ -60,13 +65,16 @@ class PushedReader:
             self._consumer.cancel_for(task_id)
 
     def read(self, *, in_a_hurry: bool) -> float:
-        wait = 0.0 if in_a_hurry else _WAIT
+        wait = 0.0
+        if not in_a_hurry:
+            wait = _WAIT if self._clock() - self._busy_at < _QUIET_AFTER else _QUIET_WAIT
         for _ in range(_STATES_AT_ONCE):
             before = self._taken_in
             with contextlib.suppress(TimeoutError):  # there was no state
                 self._consumer.drain_events(timeout=wait)
             if self._taken_in == before:
                 break
+            self._busy_at = self._clock()
             wait = 0.0
         self._sink.answered()
         if self._is_store and self._clock() >= self._next_look:
