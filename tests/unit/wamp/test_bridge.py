@@ -167,16 +167,18 @@ def test_keeping_the_tasks_of_callers_who_leave(mode, router_says, revoked, setu
 @pytest.mark.parametrize(("policy", "revoked"), [("revoke", True), ("keep", False)])
 def test_a_call_times_out(policy, revoked, setup):
     """After ``call_timeout`` the caller gives up, and the task is treated as that of one who left."""
-    one = setup(call_timeout=5, on_caller_gone=policy)
-    answer = one.call("app.add", 1, 2)
+    one, seen = setup(call_timeout=5, on_caller_gone=policy), []
+    answer = one.call("app.add", 1, 2, progress=lambda *result: seen.append(result))
     one.clock.advance(4.9)
     assert not answer.called
     one.clock.advance(0.2)
     assert error_of(answer).error == "celery.error.timeout"
     assert bool(one.client.cancelled) == revoked
     if not revoked:
+        one.last.update("STARTED", None)
         one.last.finish(success(3))
         assert one.session.topics() == ["app.add.succeeded"]
+        assert seen == []
     assert one.clock.getDelayedCalls() == []
 
 

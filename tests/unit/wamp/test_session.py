@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 from autobahn.wamp import auth
 from autobahn.wamp.message import Challenge as ChallengeMessage
-from autobahn.wamp.message import Hello, Invocation
+from autobahn.wamp.message import Hello, Interrupt, Invocation
+from autobahn.wamp.request import Endpoint, InvocationRequest, Registration
 from autobahn.wamp.types import Challenge, CloseDetails, ComponentConfig
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from twisted.logger import globalLogPublisher
 
@@ -146,6 +148,19 @@ def test_the_limit_of_the_transport():
     assert session.max_size == 2**20 - 2**16
 
 
+def test_how_a_call_is_interrupted():
+    """The mode that the router names is known while the call is cancelled."""
+    session, _, _ = connect(APP)
+    session._session_id = 1
+    modes = []
+    session._invocations[9] = InvocationRequest(
+        9, Deferred(lambda _: modes.append(session._open.interrupt_mode))
+    )
+    session._invocations[9].on_reply.addErrback(lambda failure: failure.trap(CancelledError))
+    session.onMessage(Interrupt(9, mode="kill"))
+    assert modes == ["kill"]
+
+
 def test_keywords_of_any_name():
     """No keyword of a caller can be taken for an argument of Autobahn's own functions."""
     session, _, _ = connect(APP)
@@ -154,8 +169,6 @@ def test_keywords_of_any_name():
 
     def endpoint(**kwargs):
         seen.update(kwargs)
-
-    from autobahn.wamp.request import Endpoint, Registration
 
     session._registrations[5] = Registration(session, 5, "procedure", Endpoint(endpoint, None, "details"))
     keywords = {"self": 1, "fun": 2, "f": 3, "details": 4, "keywords": 5}

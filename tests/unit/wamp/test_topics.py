@@ -5,9 +5,11 @@ from __future__ import annotations
 from uuid import UUID
 
 import pytest
+from twisted.internet.task import Clock
 
 from tests.unit.wamp.conftest import error_of
 from tests.unit.wamp.fakes import failure, success
+from twistedcelery.wamp.throttle import Throttle
 
 
 def test_the_payload(setup):
@@ -62,9 +64,22 @@ def test_no_progress_follows_the_end(setup):
     one.last.update("PROGRESS", 1)
     one.last.update("PROGRESS", 2)
     one.last.finish(success(3))
+    one.last.update("PROGRESS", 3)
     one.clock.advance(10)
     assert one.session.topics() == ["app.add.progress", "app.add.succeeded"]
     assert one.clock.getDelayedCalls() == []
+
+
+def test_a_stopped_throttle():
+    """It forwards nothing more, neither what waits nor what comes."""
+    clock, forwarded = Clock(), []
+    throttle = Throttle(clock, 1, forwarded.append)
+    for item in (1, 2):
+        throttle.offer(item)
+    throttle.stop()
+    throttle.offer(3)
+    clock.advance(5)
+    assert forwarded == [1]
 
 
 def test_states_of_the_tasks_own(setup):
@@ -108,6 +123,11 @@ def test_events_for_the_caller_alone(disclosed, setup):
 def test_a_worker_can_be_faster_than_the_broker(setup):
     """A state that overtakes the broker's confirmation proves that the task was sent."""
     one = setup(events=True)
+    answer = one.call("app.add", 1, 2)
+    one.last.finish(failure(ValueError("bad")))
+    assert one.session.topics() == ["app.add.sent", "app.add.failed"]
+    assert error_of(answer).error == "celery.error.task_failed"
+    one.session.published.clear()
     one.call("app.add", 1, 2)
     one.last.update("PROGRESS", 1)
     one.last.mark_published()
