@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from itertools import count
 from typing import Generic, Protocol, TypeVar
 
 from twistedcelery._types import Clock, Timer
 
 __all__ = ["Deadlines"]
+
+#: Items that are kept before the settled ones among them are let go.
+MIN_SWEEP = 64
 
 
 class Settleable(Protocol):
@@ -38,10 +41,13 @@ class Deadlines(Generic[T]):
         self._order = count()
         self._timer: Timer | None = None
         self._timer_at = 0.0
+        self._sweep_at = MIN_SWEEP
 
     def add(self, seconds: float, item: T) -> None:
         """Limit an item's time, from now."""
         at = self._reactor.seconds() + seconds
+        if len(self._heap) >= self._sweep_at:
+            self._sweep()
         heappush(self._heap, (at, next(self._order), item))
         if self._timer is None or at < self._timer_at:
             self._schedule()
@@ -52,6 +58,13 @@ class Deadlines(Generic[T]):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def _sweep(self) -> None:
+        """Let go of what is settled: its time may be up much later."""
+        self._heap = [entry for entry in self._heap if not entry[2].settled]
+        heapify(self._heap)
+        # So that sweeping costs no more than adding.
+        self._sweep_at = max(MIN_SWEEP, 2 * len(self._heap))
 
     def _schedule(self) -> None:
         if self._timer is not None:
