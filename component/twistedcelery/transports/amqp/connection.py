@@ -11,7 +11,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from twistedcelery._types import Clock, Timer
-from twistedcelery.errors import BrokerUnavailable, TwistedCeleryError
+from twistedcelery.errors import BrokerUnavailable
 from twistedcelery.transports.amqp.brokers import Broker
 from twistedcelery.transports.amqp.link import AmqpLink, open_link
 
@@ -155,8 +155,11 @@ class Connection:
     def _connect(self) -> None:
         try:
             broker = self._brokers.current()
-        except TwistedCeleryError as error:
-            self._lost(BrokerUnavailable(str(error)))
+        except Exception as error:
+            # Settings, or the function that makes a password: what is wrong may be put right later.
+            reason = BrokerUnavailable(str(error) or type(error).__name__)
+            reason.__cause__ = error
+            self._lost(reason)
             return
         self._address = broker.address
         # One limit for the whole attempt: a broker that accepts and never answers is no broker.
@@ -166,22 +169,31 @@ class Connection:
         ).addCallback(self._opened)
         self._attempt = attempt
         attempt.addTimeout(limit, self._reactor)  # type: ignore[arg-type]  # a zope interface
-        attempt.addCallbacks(self._prepared, self._attempt_failed, errbackArgs=(limit,))
+        attempt.addCallbacks(
+            self._prepared, self._attempt_failed, callbackArgs=(attempt,), errbackArgs=(attempt, limit)
+        )
 
     def _opened(self, link: AmqpLink) -> defer.Deferred[None]:
+        if not self._move(Event.OPENED):
+            # Of an attempt that was given up.
+            link.abort()
+            raise defer.CancelledError
         self._link = link
-        self._move(Event.OPENED)
         link.on_lost(lambda reason: self._link_lost(link, reason))
         return self._user.prepare(link)
 
-    def _prepared(self, _: None) -> None:
+    def _prepared(self, _: None, attempt: defer.Deferred[None]) -> None:
+        if attempt is not self._attempt:
+            return
         self._attempt = None
         if self._move(Event.PREPARED):
             self._failures = 0
             _log.info("connected to {address}", address=self._address)
             self._user.connection_up()
 
-    def _attempt_failed(self, failure: Failure, limit: float) -> None:
+    def _attempt_failed(self, failure: Failure, attempt: defer.Deferred[None], limit: float) -> None:
+        if attempt is not self._attempt:
+            return
         self._attempt = None
         link = self._link
         error = failure.value

@@ -1,0 +1,1 @@
+"""The AMQP transport on links that are the test's."""
