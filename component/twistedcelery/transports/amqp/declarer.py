@@ -16,6 +16,10 @@ from twistedcelery.transports.amqp.link import AmqpChannel, AmqpLink
 
 __all__ = ["Declarer"]
 
+#: Entities that are remembered as declared. An application has far fewer, unless it makes a new
+#: ``Queue`` for each call; then some are declared again.
+MAX_REMEMBERED = 1000
+
 
 class Declarer:
     """Declares queues and exchanges on a channel of its own.
@@ -83,6 +87,8 @@ class Declarer:
         exchange = getattr(entity, "exchange", entity)
         self._exchanges.add(exchange.name if exchange is not None else "")
         if entity.can_cache_declaration:
+            if len(self._declared) >= MAX_REMEMBERED:
+                self._declared.clear()
             self._declared[id(entity)] = entity
 
     def _carry_out(self, steps: Sequence[Declaration]) -> Generator[Deferred[Any], Any, None]:

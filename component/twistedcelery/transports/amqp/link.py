@@ -14,7 +14,7 @@ from typing import Any
 import pika
 import pika.exceptions
 from pika.adapters.twisted_connection import TwistedChannel, TwistedProtocolConnection
-from pika.spec import Basic, BasicProperties
+from pika.spec import Basic, BasicProperties, Exchange, Queue
 from twisted.internet import defer, error
 from twisted.internet.interfaces import IAddress, IStreamClientEndpoint
 from twisted.internet.protocol import Factory, connectionDone
@@ -107,7 +107,11 @@ class AmqpLink:
         out first.
         """
         self._closing = True
-        self._protocol.close()
+        try:
+            self._protocol.close()
+        except pika.exceptions.ConnectionWrongStateError:
+            # The broker is closing it already.
+            self.abort()
 
     def drop(self) -> None:
         """End the connection, since something on it has failed; does nothing while it closes in
@@ -147,14 +151,14 @@ class AmqpChannel:
     def confirm_publishing(
         self,
         on_confirm: Callable[[int, bool, bool], None],
-        on_return: Callable[[str | None, str], None],
+        on_return: Callable[[str | None, str, str, str], None],
     ) -> defer.Deferred[None]:
         """Make the broker confirm each message (RabbitMQ's publisher confirms).
 
         :param on_confirm: called as ``on_confirm(tag, multiple, taken)``; the first message
             published on the channel has tag 1
-        :param on_return: called as ``on_return(correlation_id, reason)`` for a mandatory message
-            that reached no queue, before its confirmation
+        :param on_return: called as ``on_return(correlation_id, exchange, routing_key, reason)`` for a
+            mandatory message that reached no queue, before its confirmation
         """
         ready: defer.Deferred[None] = defer.Deferred()
 
@@ -163,7 +167,12 @@ class AmqpChannel:
             on_confirm(method.delivery_tag, method.multiple, isinstance(method, Basic.Ack))
 
         def returned(_channel: Any, method: Any, properties: Any, _body: bytes) -> None:
-            on_return(properties.correlation_id, f"{method.reply_code} {method.reply_text}")
+            on_return(
+                properties.correlation_id,
+                method.exchange,
+                method.routing_key,
+                f"{method.reply_code} {method.reply_text}",
+            )
 
         self._channel.add_on_return_callback(returned)
         self._channel.confirm_delivery(confirm, lambda _frame: ready.callback(None))
@@ -250,8 +259,16 @@ class AmqpChannel:
         """Carry out one declaration.
 
         :return: fails with `PublishRejected` where the broker refuses it (which also closes the
-            channel), or with `BrokerUnavailable`
+            channel), with `EncodeError` where it has no AMQP form, or with `BrokerUnavailable`
         """
+        try:
+            _encode(declaration)
+        except Exception as problem:
+            # pika encodes when it waits for the answer already, and would keep every later call
+            # waiting as well. It names no common class for what it cannot encode.
+            error = EncodeError(f"{declaration.method} has no AMQP form: {problem or type(problem).__name__}")
+            error.__cause__ = problem
+            return defer.fail(error)
         method = getattr(self._calls, declaration.method)
         calling: defer.Deferred[Any] = method(**declaration.arguments)
         return calling.addErrback(lambda failure: Failure(_channel_error(failure)))
@@ -261,6 +278,21 @@ class AmqpChannel:
         self._channel.basic_cancel(self._consumer_tag)
         calling: defer.Deferred[Any] = self._calls.queue_delete(queue)
         return calling.addErrback(lambda failure: Failure(_channel_error(failure)))
+
+
+def _encode(declaration: Declaration) -> None:
+    arguments = dict(declaration.arguments)
+    if "exchange_type" in arguments:
+        arguments["type"] = arguments.pop("exchange_type")
+    _METHODS[declaration.method](**arguments).encode()
+
+
+_METHODS: Mapping[str, Callable[..., Any]] = {
+    "exchange_bind": Exchange.Bind,
+    "exchange_declare": Exchange.Declare,
+    "queue_bind": Queue.Bind,
+    "queue_declare": Queue.Declare,
+}
 
 
 class _Properties(BasicProperties):

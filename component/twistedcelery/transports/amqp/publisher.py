@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from itertools import takewhile
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred, fail
@@ -54,10 +56,11 @@ class AmqpPublisher:
         self._max_waiting = max_waiting
         self._max_unconfirmed = max_unconfirmed
         self._deadlines: Deadlines[_Publication] = Deadlines(reactor, self._expired)
-        self._waiting: deque[_Publication] = deque()
+        # Ordered sets: whatever ends early is taken out, so that a broker that stays away does not
+        # fill them up.
+        self._waiting: OrderedDict[_Publication, None] = OrderedDict()
         self._declaring: dict[_Publication, None] = {}
         self._unconfirmed: dict[int, _Publication] = {}
-        self._returnable: dict[str, _Publication] = {}
         self._last_tag = 0
         self._channel: AmqpChannel | None = None
         self._declarer: Declarer | None = None
@@ -82,11 +85,11 @@ class AmqpPublisher:
             return fail(
                 Overloaded(f"{self._max_waiting} messages already wait for the broker; try again later")
             )
-        publication = _Publication(message)
+        publication = _Publication(message, self._withdraw)
         allowed = message.confirm_timeout
         self._deadlines.add(self._publish_timeout if allowed is None else allowed, publication)
         if self._waiting or not self._has_room():
-            self._waiting.append(publication)
+            self._waiting[publication] = None
             self._connection.start()
         else:
             self._dispatch(publication)
@@ -95,8 +98,9 @@ class AmqpPublisher:
     def close(self) -> Deferred[None]:
         """As `twistedcelery.transports.interface.Publisher.close`."""
         unfinished = [*self._unconfirmed.values(), *self._declaring, *self._waiting]
-        for collection in (self._unconfirmed, self._returnable, self._declaring, self._waiting):
-            collection.clear()
+        self._unconfirmed.clear()
+        self._declaring.clear()
+        self._waiting.clear()
         self._deadlines.stop()
         closed = self._connection.close()
         for publication in unfinished:
@@ -111,10 +115,15 @@ class AmqpPublisher:
         """Open the publishing channel of a new link."""
 
         def opened(channel: AmqpChannel) -> Deferred[None]:
+            def closed(_reason: object) -> None:
+                # Without its channel the link is of no use here.
+                if self._channel is channel:
+                    self._channel = None
+                link.drop()
+
             self._channel = channel
             self._last_tag = 0
-            # Without its channel the link is of no use here.
-            channel.on_closed(lambda _reason: link.drop())
+            channel.on_closed(closed)
             return channel.confirm_publishing(self._confirmed, self._returned)
 
         self._declarer = Declarer(link)
@@ -129,13 +138,11 @@ class AmqpPublisher:
         """Settle, or keep for the next link, what the lost one leaves."""
         self._reason = reason
         self._channel = self._declarer = None
-        sent = list(self._unconfirmed.values())
+        sent = [publication for publication in self._unconfirmed.values() if not publication.settled]
         self._unconfirmed.clear()
-        self._returnable.clear()
         again = [publication for publication in sent if publication.message.resend]
-        self._waiting.extendleft(reversed(again))
-        for publication in again:
-            publication.sent = False
+        self._wait_first([*again, *self._declaring])
+        self._declaring.clear()
         for publication in sent:
             if not publication.message.resend:
                 publication.fail(_unconfirmed(publication.message, str(reason)))
@@ -144,18 +151,34 @@ class AmqpPublisher:
             refused = list(self._waiting)
             self._waiting.clear()
             for publication in refused:
-                publication.fail(BrokerAccessRefused(str(reason)))
+                publication.fail(
+                    _unconfirmed(publication.message, str(reason))
+                    if publication.sent
+                    else BrokerAccessRefused(str(reason))
+                )
 
     # The way of one message
 
     def _has_room(self) -> bool:
-        return self._channel is not None and self.connected and len(self._unconfirmed) < self._max_unconfirmed
+        return (
+            self._channel is not None
+            and self.connected
+            and len(self._unconfirmed) + len(self._declaring) < self._max_unconfirmed
+        )
 
     def _pump(self) -> None:
         while self._waiting and self._has_room():
-            publication = self._waiting.popleft()
-            if not publication.settled:
-                self._dispatch(publication)
+            publication, _ = self._waiting.popitem(last=False)
+            self._dispatch(publication)
+
+    def _wait_first(self, publications: Sequence[_Publication]) -> None:
+        for publication in reversed(publications):
+            self._waiting[publication] = None
+            self._waiting.move_to_end(publication, last=False)
+
+    def _withdraw(self, publication: _Publication) -> None:
+        self._waiting.pop(publication, None)
+        self._declaring.pop(publication, None)
 
     def _dispatch(self, publication: _Publication) -> None:
         declarer = self._declarer
@@ -167,34 +190,31 @@ class AmqpPublisher:
         declarer.declare_for(publication.message).addBoth(self._declared, publication)
 
     def _declared(self, outcome: Failure | None, publication: _Publication) -> None:
-        if self._declaring.pop(publication, publication) is publication or publication.settled:
+        if publication not in self._declaring:
+            # It has ended meanwhile.
             return
+        if isinstance(outcome, Failure) and outcome.check(BrokerUnavailable):
+            # The link's end is about to be reported; the message waits for the next one.
+            return
+        del self._declaring[publication]
         if not isinstance(outcome, Failure):
-            if self._has_room():
-                self._send(publication)
-            else:
-                self._waiting.append(publication)
-        elif outcome.check(BrokerUnavailable):
-            # It was not sent, so it may wait for the next link.
-            self._waiting.append(publication)
-            self._pump()
-        elif outcome.check(PublishRejected):
+            self._send(publication)
+        else:
             error = PublishRejected(f"{_described(publication.message)} cannot be sent: {outcome.value}")
             error.__cause__ = outcome.value
             publication.fail(error)
-        else:
-            error = PublishRejected(f"{_described(publication.message)}: what it needs cannot be declared")
-            error.__cause__ = outcome.value
-            publication.fail(error)
+            self._pump()
 
     def _send(self, publication: _Publication) -> None:
-        assert self._channel is not None
-        message = publication.message
-        try:
-            self._channel.publish(message)
-        except BrokerUnavailable:
+        if self._channel is None:
             # The link's end is about to be reported; the message waits for the next one.
-            self._waiting.appendleft(publication)
+            self._wait_first([publication])
+            return
+        try:
+            self._channel.publish(publication.message)
+        except BrokerUnavailable:
+            self._channel = None
+            self._wait_first([publication])
             return
         except TwistedCeleryError as error:
             publication.fail(error)
@@ -202,24 +222,26 @@ class AmqpPublisher:
         publication.sent = True
         self._last_tag += 1
         self._unconfirmed[self._last_tag] = publication
-        if message.mandatory and message.task_id is not None:
-            self._returnable[message.task_id] = publication
 
-    def _returned(self, task_id: str | None, reason: str) -> None:
-        publication = self._returnable.get(task_id) if task_id is not None else None
-        if publication is not None:
-            publication.returned = reason
+    def _returned(self, correlation_id: str | None, exchange: str, routing_key: str, reason: str) -> None:
+        # Messages are returned in the order in which they were sent, before they are confirmed.
+        for publication in self._unconfirmed.values():
+            message = publication.message
+            if (
+                publication.returned is None
+                and message.mandatory
+                and (message.task_id, message.exchange, message.routing_key)
+                == (correlation_id, exchange, routing_key)
+            ):
+                publication.returned = reason
+                return
 
     def _confirmed(self, tag: int, multiple: bool, taken: bool) -> None:
-        if multiple:
-            tags = [earlier for earlier in self._unconfirmed if earlier <= tag]
-        else:
-            tags = [tag] if tag in self._unconfirmed else []
-        for each in tags:
-            publication = self._unconfirmed.pop(each)
+        tags = list(takewhile(tag.__ge__, self._unconfirmed)) if multiple else [tag]
+        # All of them first: a callback may do anything, disconnecting included.
+        confirmed = [self._unconfirmed.pop(each) for each in tags if each in self._unconfirmed]
+        for publication in confirmed:
             message = publication.message
-            if message.task_id is not None and self._returnable.get(message.task_id) is publication:
-                del self._returnable[message.task_id]
             if publication.returned is not None:
                 publication.fail(
                     Unroutable(
@@ -232,26 +254,30 @@ class AmqpPublisher:
                 )
             else:
                 publication.succeed()
-        if self._waiting:
-            self._pump()
+        self._pump()
 
     def _expired(self, publication: _Publication) -> None:
         message = publication.message
+        self._withdraw(publication)
         if publication.sent:
             publication.fail(_unconfirmed(message, "the confirmation did not come in time"))
             return
-        self._declaring.pop(publication, None)
         why = self._reason or "it is connected, but takes no messages"
         publication.fail(BrokerUnavailable(f"{_described(message)} was not sent: {why}"))
 
 
 class _Publication:
-    """One message on its way."""
+    """One message on its way.
 
-    __slots__ = ("done", "message", "returned", "sent", "settled")
+    :ivar sent: whether the broker may have it, over the present link or an earlier one
+    :ivar returned: why it reached no queue
+    """
 
-    def __init__(self, message: OutgoingMessage) -> None:
+    __slots__ = ("_withdraw", "done", "message", "returned", "sent", "settled")
+
+    def __init__(self, message: OutgoingMessage, withdraw: Callable[[_Publication], None]) -> None:
         self.message = message
+        self._withdraw = withdraw
         self.done: Deferred[None] = Deferred(self._cancelled)
         self.sent = False
         self.returned: str | None = None
@@ -268,6 +294,7 @@ class _Publication:
             self.done.errback(Failure(error))
 
     def _cancelled(self, _: Deferred[Any]) -> None:
+        self._withdraw(self)
         error: PublishError | CancelledError = CancelledError()
         if self.sent:
             error = _unconfirmed(self.message, "its caller cancelled before the confirmation came")
