@@ -7,7 +7,7 @@ has had no consumer for ``x-expires``, and `AmqpResults.close` deletes it at onc
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 from twisted.internet.defer import Deferred, fail, inlineCallbacks
@@ -50,7 +50,7 @@ class AmqpResults:
         self._receiver = receiver
         self._decoder = decoder
         self._queue = queue
-        self._waiters: list[Deferred[None]] = []
+        self._waiters: dict[Deferred[None], None] = {}
         self._channel: AmqpChannel | None = None
         self._to_ack: int | None = None
         self._ack_turn: Timer | None = None
@@ -81,7 +81,7 @@ class AmqpResults:
             return fail(Disconnected("the connection for results was closed by disconnect()"))
         self._connection.start()
         waiter: Deferred[None] = Deferred(self._gave_up)
-        self._waiters.append(waiter)
+        self._waiters[waiter] = None
         return waiter
 
     def forget(self, task_id: str) -> None:
@@ -122,8 +122,7 @@ class AmqpResults:
 
     def connection_up(self) -> None:
         """Tell those who wait that tasks may be published."""
-        waiters, self._waiters = self._waiters, []
-        for waiter in waiters:
+        for waiter in self._take_waiters():
             waiter.callback(None)
 
     def connection_lost(self, reason: BrokerUnavailable) -> None:
@@ -135,32 +134,44 @@ class AmqpResults:
             self._fail_waiters(reason)
 
     def _gave_up(self, waiter: Deferred[None]) -> None:
-        self._waiters.remove(waiter)
+        del self._waiters[waiter]
         why = self._reason or "it takes too long"
         waiter.errback(Failure(BrokerUnavailable(f"no connection to receive results: {why}")))
 
     def _fail_waiters(self, error: Exception) -> None:
-        waiters, self._waiters = self._waiters, []
-        for waiter in waiters:
+        for waiter in self._take_waiters():
             waiter.errback(Failure(error))
+
+    def _take_waiters(self) -> Iterator[Deferred[None]]:
+        for waiter in list(self._waiters):
+            # What an earlier one did may have cancelled this one.
+            if waiter in self._waiters:
+                del self._waiters[waiter]
+                yield waiter
 
     def _delivered(self, delivery: Delivery) -> None:
         # One acknowledgement for all deliveries of a reactor turn.
         self._to_ack = delivery.delivery_tag
-        if self._ack_turn is None:
+        if self._ack_turn is None and self.connected:
             self._ack_turn = self._reactor.callLater(0, self._ack)
         task_id = delivery.correlation_id
-        if task_id is None:
-            _log.warn("a reply without a correlation id is dropped")
-            return
         try:
             meta = self._decoder.decode(
                 delivery.body, delivery.content_type, delivery.content_encoding, delivery.headers
             )
         except ResultError as error:
-            self._receiver.reply_failed(task_id, error)
+            if task_id is None:
+                _log.warn("a reply without a correlation id is dropped: {error}", error=error)
+            else:
+                self._receiver.reply_failed(task_id, error)
             return
-        self._receiver.state_changed(task_id, meta)
+        # As Celery's own client does: a caller may have chosen another correlation id.
+        if isinstance(meta.get("task_id"), str):
+            task_id = meta["task_id"]
+        if task_id is None:
+            _log.warn("a reply that names no task is dropped")
+        else:
+            self._receiver.state_changed(task_id, meta)
 
     def _ack(self) -> None:
         self._ack_turn = None

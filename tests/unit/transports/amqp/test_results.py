@@ -1,0 +1,409 @@
+"""States and results on a reply queue that outlives its connections."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from twisted.internet.defer import Deferred
+
+from tests.support.transport import bare_app
+from tests.unit.transports.amqp.fakes import FakeChannel, FakeLink, Network, outcomes_of, refused
+from twistedcelery.errors import (
+    BrokerAccessRefused,
+    BrokerUnavailable,
+    Disconnected,
+    ReplyNotAccepted,
+    ReplyUndecodable,
+    ResultError,
+)
+from twistedcelery.reply import ReplyDecoder
+from twistedcelery.transports.amqp.connection import State
+from twistedcelery.transports.amqp.link import Delivery
+from twistedcelery.transports.amqp.results import DEFAULT_EXPIRES, MIN_EXPIRES, PREFETCH, AmqpResults
+
+
+class Receiver:
+    """Notes what it is told."""
+
+    def __init__(self) -> None:
+        self.states: list[tuple[str, Mapping[str, Any]]] = []
+        self.failures: list[tuple[str, ResultError]] = []
+
+    def state_changed(self, task_id: str, meta: Mapping[str, Any]) -> None:
+        self.states.append((task_id, meta))
+
+    def reply_failed(self, task_id: str, error: ResultError) -> None:
+        self.failures.append((task_id, error))
+
+
+class Scene:
+    """A result source, its receiver and its network."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.network = Network()
+        self.receiver = Receiver()
+        decoder = ReplyDecoder(bare_app(**settings))
+        self.results = AmqpResults(self.network.clock, self.receiver, decoder, "replies-1")
+        self.connection = self.network.connection(self.results)
+        self.results.use(self.connection)
+        self.links: list[FakeLink] = []
+
+    def up(self) -> Scene:
+        self.connection.start()
+        self.links.append(self.network.accept())
+        assert self.connection.state is State.UP
+        return self
+
+    @property
+    def link(self) -> FakeLink:
+        return self.links[-1]
+
+    @property
+    def channel(self) -> FakeChannel:
+        return self.link.channels[0]
+
+    def advance(self, seconds: float) -> None:
+        self.network.clock.advance(seconds)
+
+    def watch(self, task_id: str = "id-1") -> list[Any]:
+        """Watch a task that has to wait; the list gets the outcome."""
+        watching = self.results.watch(task_id)
+        assert watching is not None
+        return outcomes_of(watching)
+
+    def deliver(self, tag: int = 1, **fields: Any) -> None:
+        """A reply arrives."""
+        self.channel.deliver(reply(tag, **fields))
+
+    def come_back(self) -> None:
+        while self.connection.state is State.WAITING:
+            self.advance(1)
+        self.links.append(self.network.accept())
+
+
+def reply(
+    tag: int,
+    *,
+    correlation_id: str | None = "id-1",
+    task_id: Any = "id-1",
+    body: bytes | None = None,
+    content_type: str | None = "application/json",
+    headers: Mapping[str, Any] | None = None,
+) -> Delivery:
+    meta = {"status": "SUCCESS", "result": 5, "traceback": None, "children": [], "task_id": task_id}
+    encoded = json.dumps(meta).encode() if body is None else body
+    return Delivery(encoded, content_type, "utf-8", correlation_id, headers or {}, tag)
+
+
+@pytest.fixture
+def scene() -> Scene:
+    return Scene()
+
+
+# Watching
+
+
+def test_the_first_watched_task_connects(scene):
+    """Nothing is connected before; the task may be published once replies can be received."""
+    assert not scene.results.connected
+    assert scene.network.attempts == []
+    outcomes = scene.watch()
+    assert outcomes == []
+    scene.links.append(scene.network.accept())
+    assert outcomes == [None]
+    assert scene.results.connected
+
+
+def test_nothing_waits_while_connected(scene):
+    """With the queue consumed there is nothing to wait for."""
+    scene.up()
+    assert scene.results.watch("id-1") is None
+
+
+def test_the_queue_is_declared_and_consumed(scene):
+    """A durable queue that nobody else's disconnecting deletes, and which expires by itself."""
+    scene.up()
+    (declaration,) = scene.channel.declared
+    assert declaration.method == "queue_declare"
+    assert declaration.arguments == {
+        "queue": "replies-1",
+        "durable": True,
+        "arguments": {"x-expires": DEFAULT_EXPIRES * 1000},
+    }
+    assert scene.channel.consumed == [("replies-1", PREFETCH)]
+    assert scene.results.reply_to == "replies-1"
+    assert scene.results.available
+
+
+@pytest.mark.parametrize(
+    ("expires", "seconds"), [(7200, 7200), (1, MIN_EXPIRES), (None, DEFAULT_EXPIRES), (0, DEFAULT_EXPIRES)]
+)
+def test_the_queue_lives_as_long_as_results_do(expires, seconds):
+    """``result_expires`` sets the queue's life, but no less than a broker's restart takes."""
+    scene = Scene(result_expires=expires).up()
+    assert scene.channel.declared[0].arguments["arguments"]["x-expires"] == seconds * 1000
+
+
+def test_tasks_wait_until_the_queue_is_consumed(scene):
+    """A queue that exists but is not consumed yet is not enough."""
+    outcomes = scene.watch()
+    link = FakeLink(scene.network.clock, prompt=False)
+    scene.network.accept(link)
+    channel = FakeChannel(link)
+    link.opening[0].callback(channel)
+    assert (len(channel.declared), channel.consumed) == (1, [])
+    channel.answer()
+    assert channel.consumed == [("replies-1", PREFETCH)]
+    assert outcomes == []
+    channel.consuming.callback(None)
+    assert outcomes == [None]
+
+
+def test_waiting_ends_when_it_is_cancelled(scene):
+    """The error says what it waited for: the reason of the last failure, where there is one."""
+    first = scene.results.watch("a")
+    second = scene.results.watch("b")
+    assert first is not None
+    assert second is not None
+    first_outcomes, second_outcomes = outcomes_of(first), outcomes_of(second)
+    first.cancel()
+    assert type(first_outcomes[0]) is BrokerUnavailable
+    assert second_outcomes == []
+    scene.network.refuse(BrokerUnavailable("connection refused"))
+    second.cancel()
+    assert "connection refused" in str(second_outcomes[0])
+    scene.advance(1)
+    scene.network.accept()
+    assert len(first_outcomes) == len(second_outcomes) == 1
+
+
+def test_a_failed_attempt_is_waited_out(scene):
+    """Tasks go on waiting while the broker is tried again."""
+    outcomes = scene.watch()
+    scene.network.refuse()
+    assert outcomes == []
+    scene.advance(1)
+    scene.network.accept()
+    assert outcomes == [None]
+
+
+def test_a_queue_that_cannot_be_declared(scene):
+    """A refused declaration is one more failed attempt; the waiting ends with its reason."""
+    watching = scene.results.watch("a")
+    assert watching is not None
+    outcomes = outcomes_of(watching)
+    link = FakeLink(scene.network.clock, prompt=False)
+    scene.network.accept(link)
+    channel = FakeChannel(link)
+    link.opening[0].callback(channel)
+    channel.answer(refused("406 PRECONDITION_FAILED"))
+    assert scene.connection.state is State.WAITING
+    scene.advance(0)
+    assert link.lost is not None
+    watching.cancel()
+    assert "406" in str(outcomes[0])
+
+
+def test_access_refused_is_told_at_once(scene):
+    """Wrong credentials fail everybody who waits."""
+    first, second = scene.watch("a"), scene.watch("b")
+    scene.network.refuse(BrokerAccessRefused("wrong password"))
+    assert [type(each[0]) for each in (first, second)] == [BrokerAccessRefused] * 2
+
+
+def test_whoever_tries_again_at_once_when_access_is_refused(scene):
+    """Watching from the errback of a refusal waits for the next attempt; it does not spin."""
+    tries: list[Any] = []
+
+    def again(failure: Any) -> None:
+        tries.append(failure.type)
+        watching = scene.results.watch("again")
+        assert watching is not None
+        watching.addErrback(again)
+
+    watching = scene.results.watch("first")
+    assert watching is not None
+    watching.addErrback(again)
+    scene.network.refuse(BrokerAccessRefused("wrong password"))
+    assert tries == [BrokerAccessRefused]
+
+
+def test_a_callback_may_cancel_another_who_waits(scene):
+    """Giving up inside the callback of the first who waited harms nobody."""
+    first, second, third = (scene.results.watch(task_id) for task_id in "abc")
+    assert first is not None
+    assert second is not None
+    assert third is not None
+    cancelled, kept = outcomes_of(second), outcomes_of(third)
+    first.addCallback(lambda _: second.cancel())
+    scene.network.accept()
+    assert type(cancelled[0]) is BrokerUnavailable
+    assert kept == [None]
+
+
+def test_forgetting_is_nothing(scene):
+    """Nothing is kept by task, so forgetting any id is fine."""
+    scene.up()
+    scene.results.forget("never heard of")
+
+
+# Replies
+
+
+def test_a_reply_is_delivered(scene):
+    """The receiver gets the decoded meta under the task's id."""
+    scene.up()
+    scene.deliver()
+    ((task_id, meta),) = scene.receiver.states
+    assert task_id == "id-1"
+    assert (meta["status"], meta["result"]) == ("SUCCESS", 5)
+
+
+@pytest.mark.parametrize(
+    ("correlation_id", "task_id", "found"),
+    [("chosen", "id-1", "id-1"), (None, "id-1", "id-1"), ("id-1", None, "id-1"), ("id-1", [5], "id-1")],
+)
+def test_whose_reply_it_is(scene, correlation_id, task_id, found):
+    """The meta says whose reply it is, as in Celery's client; the correlation id where it does not."""
+    scene.up()
+    scene.deliver(correlation_id=correlation_id, task_id=task_id)
+    assert [each for each, _ in scene.receiver.states] == [found]
+
+
+def test_a_reply_that_is_nobodys(scene):
+    """A reply that names no task is dropped."""
+    scene.up()
+    scene.deliver(correlation_id=None, task_id=None)
+    scene.deliver(correlation_id=None, body=b"nonsense")
+    assert (scene.receiver.states, scene.receiver.failures) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("fields", "error"),
+    [
+        ({"body": b"{nonsense"}, ReplyUndecodable),
+        ({"content_type": "application/x-python-serialize"}, ReplyNotAccepted),
+        ({"headers": {"compression": ["?"]}}, ReplyUndecodable),
+    ],
+)
+def test_a_reply_that_cannot_be_read(scene, fields, error):
+    """It fails its own task, and is acknowledged: the next reply is read."""
+    scene.up()
+    scene.deliver(1, **fields)
+    ((task_id, failure),) = scene.receiver.failures
+    assert (task_id, type(failure)) == ("id-1", error)
+    scene.deliver(2, correlation_id="id-2", task_id="id-2")
+    assert [each for each, _ in scene.receiver.states] == ["id-2"]
+    scene.advance(0)
+    assert scene.channel.acked == [2]
+
+
+def test_one_acknowledgement_for_all_replies_of_a_turn(scene):
+    """Replies are acknowledged together, after they were delivered."""
+    scene.up()
+    for tag in (1, 2, 3):
+        scene.deliver(tag)
+    assert scene.channel.acked == []
+    scene.advance(0)
+    assert scene.channel.acked == [3]
+    scene.deliver(4)
+    scene.advance(0)
+    assert scene.channel.acked == [3, 4]
+    assert scene.network.clock.getDelayedCalls() == []
+
+
+def test_replies_of_a_lost_link_are_not_acknowledged_on_the_next(scene):
+    """Their tags mean nothing there, and would close the channel."""
+    scene.up()
+    scene.deliver(7)
+    scene.link.lose()
+    scene.connection._retry()  # within the same turn
+    scene.links.append(scene.network.accept())
+    scene.advance(0)
+    assert scene.channel.acked == []
+
+
+# Losing the link
+
+
+@pytest.mark.parametrize("how", ["link", "channel", "consumer"])
+def test_the_queue_is_consumed_again(scene, how):
+    """However it was lost, the same queue is declared and consumed on another link."""
+    scene.up()
+    if how == "link":
+        scene.link.lose()
+    elif how == "channel":
+        scene.channel.end(refused("504"))
+    else:
+        scene.channel.cancel_consumer()
+    scene.advance(0)
+    assert not scene.results.connected
+    outcomes = scene.watch()
+    scene.come_back()
+    assert scene.channel.consumed == [("replies-1", PREFETCH)]
+    assert outcomes == [None]
+    scene.deliver()
+    assert len(scene.receiver.states) == 1
+
+
+# Closing
+
+
+def test_closing_deletes_the_queue(scene):
+    """The queue is deleted on the way out; its answer is not waited for."""
+    scene.up()
+    outcomes = outcomes_of(scene.results.close())
+    assert scene.channel.deleted == ["replies-1"]
+    assert scene.link.closing
+    scene.channel.deleting.errback(BrokerUnavailable("closed first"))
+    scene.link.lose()
+    assert outcomes == [None]
+    assert scene.network.clock.getDelayedCalls() == []
+
+
+@pytest.mark.parametrize("when", ["before", "while connecting", "while waiting"])
+def test_closing_without_a_link(scene, when):
+    """Whoever waits learns of it, and nothing is left."""
+    outcomes: list[Any] = []
+    if when != "before":
+        outcomes = scene.watch()
+        if when == "while waiting":
+            scene.network.refuse()
+    assert outcomes_of(scene.results.close()) == [None]
+    assert all(type(each) is Disconnected for each in outcomes)
+    assert len(outcomes) == (when != "before")
+    assert scene.network.clock.getDelayedCalls() == []
+
+
+def test_closing_twice(scene):
+    """The queue is deleted once, and both are told of the end."""
+    scene.up()
+    first, second = outcomes_of(scene.results.close()), outcomes_of(scene.results.close())
+    assert scene.channel.deleted == ["replies-1"]
+    scene.link.lose()
+    assert (first, second) == ([None], [None])
+
+
+def test_watching_after_closing(scene):
+    """It fails at once, while closing and afterwards."""
+    scene.up()
+    scene.results.close()
+    for _ in range(2):
+        watching: Deferred[None] | None = scene.results.watch("id-1")
+        assert watching is not None
+        assert type(outcomes_of(watching)[0]) is Disconnected
+        scene.link.lose()
+
+
+def test_replies_while_closing_leave_no_timer(scene):
+    """What still arrives is delivered and not acknowledged; nothing is left with the reactor."""
+    scene.up()
+    scene.deliver(1)
+    scene.results.close()
+    scene.deliver(2)
+    scene.link.lose()
+    assert scene.network.clock.getDelayedCalls() == []
+    assert scene.channel.acked == []
