@@ -14,6 +14,11 @@ from tests.support.worker import Worker
 
 __all__ = ["ServerMissing", "servers"]
 
+#: With its usual prefetch of four, a worker whose pool is ``solo`` now and then sleeps for up to 2 s over
+#: acknowledgements that it has not sent (kombu's event loop looks for them before it polls, not after),
+#: while the broker waits for them. Without a limit, there is nothing to wait for.
+_WORKER = {"worker_prefetch_multiplier": 0}
+
 
 class ServerMissing(Exception):
     """A program that the comparison needs is not installed."""
@@ -35,7 +40,7 @@ def servers() -> Iterator[str]:
         try:
             node.start()
             with node.broker.vhost() as url:
-                worker = Worker(Path(directory), broker=url, backend="rpc://")
+                worker = Worker(Path(directory), broker=url, backend="rpc://", config=_WORKER)
                 try:
                     worker.start()
                     yield url
