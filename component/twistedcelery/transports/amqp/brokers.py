@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from OpenSSL import SSL
+from OpenSSL import crypto
 from twisted.internet import endpoints
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.ssl import (
@@ -74,6 +74,7 @@ class Brokers:
         if host == "localhost":
             # As kombu does: RabbitMQ often listens on IPv4 alone.
             host = "127.0.0.1"
+        shown = f"[{host}]" if ":" in host else host
         endpoint: Any = endpoints.HostnameEndpoint(self._reactor, host, port)
         if tls:
             endpoint = endpoints.wrapClientTLS(
@@ -89,12 +90,17 @@ class Brokers:
                 heartbeat=self._heartbeat,
                 name="twistedcelery",
             ),
-            f"{'amqps' if tls else 'amqp'}://{userid}@{host}:{port}/{virtual_host.lstrip('/')}",
+            f"{'amqps' if tls else 'amqp'}://{userid}@{shown}:{port}/{virtual_host.lstrip('/')}",
         )
 
     def advance(self) -> None:
         """Turn to the next broker of the failover list; with one broker there is nothing to turn to."""
-        self._connection.maybe_switch_next()
+        connection = self._connection
+        if connection.cycle is not None:
+            # Where a URL says nothing, kombu would keep what the URL before it said.
+            connection.port = None
+            connection.virtual_host = ""
+            connection.maybe_switch_next()
 
 
 def _tls_options(host: str, settings: Mapping[str, Any]) -> Any:
@@ -118,7 +124,7 @@ def _tls_options(host: str, settings: Mapping[str, Any]) -> Any:
             if settings.get("keyfile"):
                 pem += b"\n" + FilePath(settings["keyfile"]).getContent()
             own = PrivateCertificate.loadPEM(pem)
-    except (OSError, SSL.Error) as problem:
+    except (OSError, crypto.Error) as problem:
         raise ConfigurationError(f"broker_use_ssl names a file that cannot be used: {problem}") from problem
     if settings.get("cert_reqs") == ssl.CERT_NONE:
         identity = {} if own is None else {"privateKey": own.privateKey.original, "certificate": own.original}
@@ -128,7 +134,12 @@ def _tls_options(host: str, settings: Mapping[str, Any]) -> Any:
 
 
 def _certificates(path: str) -> list[Certificate]:
-    """Every certificate of a PEM bundle."""
+    """Every certificate of a PEM bundle.
+
+    :raises ConfigurationError: when there is none
+    """
     end = b"-----END CERTIFICATE-----"
     parts = FilePath(path).getContent().split(end)[:-1]
+    if not parts:
+        raise ConfigurationError(f"broker_use_ssl names a file that has no certificate: {path}")
     return [Certificate.loadPEM(part + end + b"\n") for part in parts]
