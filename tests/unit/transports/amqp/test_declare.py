@@ -79,7 +79,8 @@ def test_several_bindings():
     exchange = Exchange("news", "topic")
     queue = Queue("tasks", [binding(exchange, "a"), binding(exchange, "b", arguments={"x": 1})])
     bound = [each.arguments for each in declarations(queue) if each.method == "queue_bind"]
-    assert [(each["routing_key"], each["arguments"]) for each in bound] == [("a", None), ("b", {"x": 1})]
+    assert {each["routing_key"]: each["arguments"] for each in bound} == {"a": None, "b": {"x": 1}}
+    assert len(bound) == 2
 
 
 def test_entities_that_are_not_declared():
