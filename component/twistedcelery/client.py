@@ -276,11 +276,9 @@ class TwistedCelery:
         call.publication = wires.publisher.publish(message)
         if encoded.event is not None and not call.publication.called:
             wires.publisher.publish(encoded.event).addErrback(_log_event_lost)
+        ignored = encoded.ignored
         call.publication.addCallbacks(
-            self._published,
-            self._not_published,
-            callbackArgs=(wires, call, encoded.ignored),
-            errbackArgs=(call,),
+            self._published, self._not_published, callbackArgs=(wires, call, ignored), errbackArgs=(call,)
         )
 
     def _published(self, _: None, wires: _Wires, call: TaskDeferred, ignored: bool) -> None:

@@ -24,12 +24,26 @@ from twisted.internet.ssl import (
 from twisted.python.filepath import FilePath
 
 from twistedcelery.errors import ConfigurationError
-from twistedcelery.transports.amqp.link import LinkParameters
 
 if TYPE_CHECKING:
     from kombu.connection import Connection
 
-__all__ = ["Broker", "Brokers"]
+__all__ = ["Broker", "Brokers", "LinkParameters"]
+
+
+@dataclass(frozen=True, slots=True)
+class LinkParameters:
+    """What the AMQP handshake needs.
+
+    :ivar name: shown in RabbitMQ's list of connections
+    :ivar heartbeat: seconds; 0 turns heartbeats off
+    """
+
+    userid: str
+    password: str
+    virtual_host: str
+    heartbeat: int
+    name: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,25 +23,11 @@ from twisted.python.failure import Failure
 from twistedcelery._types import Clock
 from twistedcelery.errors import BrokerAccessRefused, BrokerUnavailable, EncodeError, PublishRejected
 from twistedcelery.message import OutgoingMessage
+from twistedcelery.transports.amqp.brokers import LinkParameters
 from twistedcelery.transports.amqp.declare import Declaration
 from twistedcelery.transports.amqp.properties import encode_properties
 
-__all__ = ["AmqpChannel", "AmqpLink", "Delivery", "LinkParameters", "open_link"]
-
-
-@dataclass(frozen=True, slots=True)
-class LinkParameters:
-    """What the AMQP handshake needs.
-
-    :ivar name: shown in RabbitMQ's list of connections
-    :ivar heartbeat: seconds; 0 turns heartbeats off
-    """
-
-    userid: str
-    password: str
-    virtual_host: str
-    heartbeat: int
-    name: str
+__all__ = ["AmqpChannel", "AmqpLink", "Delivery", "open_link"]
 
 
 @dataclass(frozen=True, slots=True)

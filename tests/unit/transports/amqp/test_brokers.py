@@ -15,8 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from twisted.internet.testing import MemoryReactorClock
 
 from twistedcelery.errors import ConfigurationError
-from twistedcelery.transports.amqp.brokers import Broker, Brokers
-from twistedcelery.transports.amqp.link import LinkParameters
+from twistedcelery.transports.amqp.brokers import Broker, Brokers, LinkParameters
 
 
 def brokers(url: Any, heartbeat: float = 10, **settings: Any) -> Brokers:
