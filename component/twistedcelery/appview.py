@@ -9,6 +9,7 @@ is not touched, so its other threads, or a worker in the same process, go on as 
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from celery.backends.base import Backend
@@ -54,6 +55,10 @@ def view_of(app: Celery, reply_to: str | None) -> Celery:
         @property
         def thread_oid(self) -> str:
             return reply_to if reply_to is not None else app.thread_oid
+
+        def producer_or_acquire(self, producer: Any = None) -> AbstractContextManager[Any]:
+            # Celery's own also looks up, at each call, how long it may wait for one of the pool.
+            return nullcontext(producer) if producer else super().producer_or_acquire(producer)
 
     view: Celery = View.__new__(View)
     view.__dict__ = app.__dict__

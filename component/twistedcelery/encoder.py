@@ -11,8 +11,8 @@ import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import kombu.exceptions
 from kombu.messaging import Producer
@@ -115,8 +115,8 @@ class Encoder:
             )
             message, *events = recorded
         return EncodedTask(
-            replace(message, mandatory=True, resend=options.get("retry") is True),
-            events[0] if events else None,
+            message.outgoing(mandatory=True, resend=options.get("retry") is True),
+            events[0].outgoing() if events else None,
             self._is_ignored(name, sent),
         )
 
@@ -143,7 +143,7 @@ class Encoder:
                 channel=self._recorder.channel,
             )
         (message,) = recorded
-        return replace(message, resend=True)
+        return message.outgoing(resend=True)
 
 
 @contextmanager
@@ -176,11 +176,11 @@ class _Recorder(Producer):
 
     def __init__(self, connection: Connection) -> None:
         self._declare: tuple[Any, ...] = ()
-        self._recorded: list[OutgoingMessage] = []
+        self._recorded: list[_Recorded] = []
         super().__init__(_RecordingChannel(connection, self._record), auto_declare=False)  # type: ignore[no-untyped-call]  # as all of kombu
 
     @contextmanager
-    def recording(self) -> Iterator[list[OutgoingMessage]]:
+    def recording(self) -> Iterator[list[_Recorded]]:
         """Keep what is published in the list given, and nowhere else.
 
         Not what an earlier call published before it failed, and not what the handler of one of
@@ -208,21 +208,35 @@ class _Recorder(Producer):
     def _record(
         self, message: _Prepared, exchange: str, routing_key: str, confirm_timeout: float | None
     ) -> None:
-        self._recorded.append(
-            OutgoingMessage(
-                body=message.body,
-                properties=message.properties,
-                headers=message.headers,
-                exchange=exchange,
-                routing_key=routing_key,
-                declare=self._declare,
-                confirm_timeout=confirm_timeout,
-            )
+        self._recorded.append(_Recorded(message, exchange, routing_key, self._declare, confirm_timeout))
+
+
+class _Recorded(NamedTuple):
+    """A message and where it was sent. A tuple, as `_Prepared` is: made for each call, these cost a
+    third of a frozen dataclass.
+    """
+
+    message: _Prepared
+    exchange: str
+    routing_key: str
+    declare: tuple[Any, ...]
+    confirm_timeout: float | None
+
+    def outgoing(self, *, mandatory: bool = False, resend: bool = False) -> OutgoingMessage:
+        return OutgoingMessage(
+            body=self.message.body,
+            properties=self.message.properties,
+            headers=self.message.headers,
+            exchange=self.exchange,
+            routing_key=self.routing_key,
+            declare=self.declare,
+            mandatory=mandatory,
+            resend=resend,
+            confirm_timeout=self.confirm_timeout,
         )
 
 
-@dataclass(frozen=True, slots=True)
-class _Prepared:
+class _Prepared(NamedTuple):
     body: bytes
     properties: dict[str, Any]
     headers: dict[str, Any]
