@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 import datetime
 import hashlib
 import hmac
@@ -308,7 +309,9 @@ async def test_http_call_badly_signed(node: CrossbarNode, secret: str | None, st
 def test_crossbar_accepts_the_configuration() -> None:
     """``crossbar check`` finds nothing wrong with the file as it is shipped."""
     command = [python_program("crossbar"), "check", "--cbdir", str(ROOT / "crossbar" / ".crossbar")]
-    checked = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    # Crossbar ends without flushing what it printed.
+    env = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    checked = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env=env)
     assert checked.returncode == 0, checked.stdout
     assert "node configuration looks good" in checked.stdout
 
