@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import base64
-import os
 import datetime
 import hashlib
 import hmac
 import json
+import os
 import socket
 import subprocess
 import urllib.parse
