@@ -22,7 +22,14 @@ from twistedcelery.errors import (
 from twistedcelery.reply import ReplyDecoder
 from twistedcelery.transports.amqp.connection import State
 from twistedcelery.transports.amqp.link import Delivery
-from twistedcelery.transports.amqp.results import DEFAULT_EXPIRES, MIN_EXPIRES, PREFETCH, AmqpResults
+from twistedcelery.transports.amqp.results import (
+    ACK_DELAY,
+    ACK_EVERY,
+    DEFAULT_EXPIRES,
+    MIN_EXPIRES,
+    PREFETCH,
+    AmqpResults,
+)
 
 
 class Receiver:
@@ -297,22 +304,34 @@ def test_a_reply_that_cannot_be_read(scene, fields, error):
     assert (task_id, type(failure)) == ("id-1", error)
     scene.deliver(2, correlation_id="id-2", task_id="id-2")
     assert [each for each, _ in scene.receiver.states] == ["id-2"]
-    scene.advance(0)
+    scene.advance(ACK_DELAY)
     assert scene.channel.acked == [2]
 
 
-def test_one_acknowledgement_for_all_replies_of_a_turn(scene):
-    """Replies are acknowledged together, after they were delivered."""
+def test_one_acknowledgement_for_all_replies_of_a_while(scene):
+    """Replies are acknowledged together, a moment after the first was delivered."""
     scene.up()
     for tag in (1, 2, 3):
         scene.deliver(tag)
+        scene.advance(ACK_DELAY / 4)
     assert scene.channel.acked == []
-    scene.advance(0)
+    scene.advance(ACK_DELAY / 4)
     assert scene.channel.acked == [3]
     scene.deliver(4)
-    scene.advance(0)
+    scene.advance(ACK_DELAY)
     assert scene.channel.acked == [3, 4]
     assert scene.network.clock.getDelayedCalls() == []
+
+
+def test_many_replies_at_once(scene):
+    """They are acknowledged before the broker has sent all that it sends ahead, and once only."""
+    scene.up()
+    for tag in range(1, ACK_EVERY + 1):
+        scene.deliver(tag)
+    assert scene.channel.acked == [ACK_EVERY]
+    assert ACK_EVERY < PREFETCH
+    scene.advance(ACK_DELAY)
+    assert scene.channel.acked == [ACK_EVERY]
 
 
 def test_replies_of_a_lost_link_are_not_acknowledged_on_the_next(scene):
@@ -320,9 +339,9 @@ def test_replies_of_a_lost_link_are_not_acknowledged_on_the_next(scene):
     scene.up()
     scene.deliver(7)
     scene.link.lose()
-    scene.connection._retry()  # within the same turn
+    scene.connection._retry()  # before they would have been
     scene.links.append(scene.network.accept())
-    scene.advance(0)
+    scene.advance(ACK_DELAY)
     assert scene.channel.acked == []
 
 
