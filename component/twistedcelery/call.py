@@ -37,6 +37,7 @@ class TaskDeferred(Deferred[Any]):
     :ivar task_name: the task's name
     :ivar meta: the final result meta as Celery stores it (``status``, ``result``, ``traceback``,
         ``children``, ...); ``None`` until a final state has come
+    :ivar cancelled: whether its caller has cancelled it
     """
 
     def __init__(
@@ -52,7 +53,8 @@ class TaskDeferred(Deferred[Any]):
         self.task_id = task_id
         self.task_name = task_name
         self.meta: Mapping[str, Any] | None = None
-        #: The publisher's Deferred, set by the client; ``None``: not handed to the publisher yet.
+        self.cancelled = False
+        #: The publisher's Deferred, set by the outbox; ``None``: not handed to the publisher yet.
         self.publication: Deferred[None] | None = None
         self._on_cancelled = cancelled
         self._revoke = revoke
@@ -143,6 +145,7 @@ class TaskDeferred(Deferred[Any]):
         self.fail_published(Failure(error))
 
     def _cancel(self) -> None:
+        self.cancelled = True
         self._on_cancelled(self)
         self.fail(CallCancelled(f"task {self.task_name} [{self.task_id}] was cancelled by its caller"))
 

@@ -6,18 +6,18 @@ import time
 from collections.abc import Mapping, Sequence
 from contextvars import copy_context
 from copy import deepcopy
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from celery.utils import uuid
-from twisted.internet.defer import CancelledError, Deferred, DeferredList, maybeDeferred, succeed
+from twisted.internet.defer import Deferred, maybeDeferred, succeed
 from twisted.internet.interfaces import IReactorCore
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from twistedcelery.call import TaskDeferred
 from twistedcelery.encoder import Encoder
-from twistedcelery.errors import ConfigurationError, Disconnected, NoResultBackend, TwistedCeleryError
+from twistedcelery.errors import ConfigurationError, Disconnected, TwistedCeleryError
+from twistedcelery.outbox import Outbox
 from twistedcelery.pacing import Pacer
 from twistedcelery.pending import PendingCalls
 from twistedcelery.revoker import Revoker
@@ -25,10 +25,6 @@ from twistedcelery.transports.choose import choose
 
 if TYPE_CHECKING:
     from celery import Celery
-
-    from twistedcelery.encoder import EncodedTask
-    from twistedcelery.message import OutgoingMessage
-    from twistedcelery.transports.interface import Publisher, ResultSource
 
 __all__ = ["TwistedCelery"]
 
@@ -73,7 +69,7 @@ class TwistedCelery:
         self._pacer = Pacer(reactor, time.perf_counter)
         self._pending = PendingCalls(self._forget)
         self._revoker = Revoker(reactor, self._broadcast_revoke)
-        self._wires: _Wires | None = None
+        self._outbox: Outbox | None = None
         self._disconnecting = False
         self._disconnected = False
         self._disconnect_waiters: list[Deferred[None]] = []
@@ -82,7 +78,7 @@ class TwistedCelery:
     @property
     def connected(self) -> bool:
         """Whether a task sent now would go out at once, and its result come back."""
-        return self._wires is not None and self._wires.publisher.connected and self._wires.results.connected
+        return self._outbox is not None and self._outbox.connected
 
     @property
     def in_flight(self) -> int:
@@ -112,8 +108,8 @@ class TwistedCelery:
             `PublishError` when the task did not get out, or with another `TwistedCeleryError`.
         """
         try:
-            wires = self._connect()
-            named = wires.encoder.options(positional, options)
+            outbox = self._connect()
+            named = outbox.options(positional, options)
         except TwistedCeleryError as error:
             call = self._new_call(options.get("task_id"), name)
             call.fail_published(Failure(error))
@@ -121,7 +117,7 @@ class TwistedCelery:
         call = self._new_call(named.pop("task_id", None), name)
         self._pending.add(call)
         if self._pacer.has_room():
-            self._send(wires, call, args, kwargs, named)
+            outbox.send(call, args, kwargs, named)
             return call
         try:
             # The caller may change them before their turn comes.
@@ -131,10 +127,10 @@ class TwistedCelery:
         except Exception:
             # What cannot be copied is encoded while the caller waits; if it cannot be
             # serialised either, that is reported as such.
-            self._send(wires, call, args, kwargs, named)
+            outbox.send(call, args, kwargs, named)
             return call
         context = copy_context()
-        self._pacer.enqueue(lambda: context.run(self._send, wires, call, args, kwargs, named))
+        self._pacer.enqueue(lambda: context.run(outbox.send, call, args, kwargs, named))
         return call
 
     def revoke(self, task_id: str, terminate: bool = False, signal: str = "SIGTERM") -> Deferred[None]:
@@ -171,18 +167,11 @@ class TwistedCelery:
         # What was cancelled is to be revoked, if the broker can be told within a moment.
         revoked = self._revoker.flush()
         revoked.addTimeout(REVOKE_TIMEOUT, self._reactor, lambda _failure, _seconds: None)
-        return revoked.addCallback(self._close_wires)
+        return revoked.addCallback(self._close_outbox)
 
-    def _close_wires(self, _: None) -> Deferred[Any]:
-        wires, self._wires = self._wires, None
-        if wires is None:
-            return succeed(None)
-        return DeferredList(
-            [
-                maybeDeferred(half.close).addErrback(_log_close_failure)
-                for half in (wires.publisher, wires.results)
-            ]
-        )
+    def _close_outbox(self, _: None) -> Deferred[Any]:
+        outbox, self._outbox = self._outbox, None
+        return succeed(None) if outbox is None else outbox.close()
 
     def _closed(self, _: object) -> None:
         self._disconnected = True
@@ -194,10 +183,10 @@ class TwistedCelery:
             if not waiter.called:
                 waiter.callback(None)
 
-    def _connect(self) -> _Wires:
+    def _connect(self) -> Outbox:
         if self._disconnecting:
             raise Disconnected("this TwistedCelery was disconnected; make a new one")
-        if self._wires is None:
+        if self._outbox is None:
             try:
                 publisher, results = choose(
                     self.app,
@@ -206,7 +195,16 @@ class TwistedCelery:
                     publish_timeout=self._publish_timeout,
                     transport=self._transport,
                 )
-                self._wires = _Wires(Encoder(self.app, results.reply_to), publisher, results)
+                self._outbox = Outbox(
+                    Encoder(self.app, results.reply_to),
+                    publisher,
+                    results,
+                    self._pending,
+                    self._pacer,
+                    self._reactor,
+                    publish_timeout=self._publish_timeout,
+                    revoke=self._revoke_cancelled,
+                )
             except TwistedCeleryError:
                 raise
             except Exception as error:
@@ -216,7 +214,7 @@ class TwistedCelery:
                 self._shutdown_trigger = self._reactor.addSystemEventTrigger(
                     "before", "shutdown", self._disconnect_at_shutdown
                 )
-        return self._wires
+        return self._outbox
 
     def _disconnect_at_shutdown(self) -> Deferred[None]:
         # The trigger is running, so there is nothing left to remove.
@@ -226,86 +224,10 @@ class TwistedCelery:
     def _new_call(self, task_id: str | None, name: str) -> TaskDeferred:
         return TaskDeferred(task_id or uuid(), name, self._call_cancelled, self.revoke)
 
-    def _send(
-        self,
-        wires: _Wires,
-        call: TaskDeferred,
-        args: Sequence[Any] | None,
-        kwargs: Mapping[str, Any] | None,
-        options: dict[str, Any],
-    ) -> None:
-        if call.called:
-            # Cancelled while it waited for its turn.
-            return
-        try:
-            encoded = wires.encoder.task(call.task_name, args, kwargs, call.task_id, options)
-        except TwistedCeleryError as error:
-            self._pending.discard(call)
-            call.fail_published(Failure(error))
-            return
-        message = encoded.message
-        watching = None if encoded.ignored else wires.results.watch(call.task_id)
-        if watching is None:
-            self._publish(wires, call, encoded, message)
-        else:
-            self._publish_once(watching, wires, call, encoded)
-
-    def _publish_once(
-        self, watching: Deferred[None], wires: _Wires, call: TaskDeferred, encoded: EncodedTask
-    ) -> None:
-        """Publish when the result source is ready for the task, within the time for publishing."""
-        message = encoded.message
-        allowed = message.confirm_timeout or self._publish_timeout
-        deadline = self._reactor.seconds() + allowed
-
-        def publish(_: None) -> None:
-            if not call.called:
-                left = max(0.0, deadline - self._reactor.seconds())
-                self._publish(wires, call, encoded, replace(message, confirm_timeout=left))
-
-        def failed(failure: Failure) -> None:
-            if self._pending.discard(call):
-                call.fail_published(failure)
-
-        watching.addTimeout(allowed, self._reactor, lambda failure, _: failure)  # its own reason says more
-        watching.addCallback(publish).addErrback(failed)
-
-    def _publish(
-        self, wires: _Wires, call: TaskDeferred, encoded: EncodedTask, message: OutgoingMessage
-    ) -> None:
-        call.publication = wires.publisher.publish(message)
-        if encoded.event is not None and not call.publication.called:
-            wires.publisher.publish(encoded.event).addErrback(_log_event_lost)
-        ignored = encoded.ignored
-        call.publication.addCallbacks(
-            self._published, self._not_published, callbackArgs=(wires, call, ignored), errbackArgs=(call,)
-        )
-
-    def _published(self, _: None, wires: _Wires, call: TaskDeferred, ignored: bool) -> None:
-        if call.called:
-            # A fast worker's reply can overtake the broker's confirmation.
-            return
-        call.mark_published()
-        if ignored:
-            if self._pending.discard(call):
-                call.finish_unheard()
-        elif not wires.results.available and self._pending.discard(call):
-            call.fail(NoResultBackend(f"task {call.task_name} was sent; {NoResultBackend.__doc__}"))
-
-    def _not_published(self, failure: Failure, call: TaskDeferred) -> None:
-        if self._pending.discard(call):
-            call.fail_published(failure)
-        elif not failure.check(CancelledError) and not self._disconnecting and call.meta is None:
-            # The caller cancelled after the message had left: the broker may have the task.
-            self._revoke_cancelled(call)
-
     def _call_cancelled(self, call: TaskDeferred) -> None:
-        if not self._pending.discard(call) or call.publication is None:
-            return
-        if call.publication.called:
-            self._revoke_cancelled(call)
-        else:
-            call.publication.cancel()
+        # One that waited for its turn has not come as far as the outbox.
+        if self._pending.discard(call) and self._outbox is not None:
+            self._outbox.withdraw(call)
 
     def _revoke_cancelled(self, call: TaskDeferred) -> None:
         def lost(failure: Failure) -> None:
@@ -321,30 +243,10 @@ class TwistedCelery:
     def _broadcast_revoke(self, task_ids: Sequence[str], terminate: bool, signal: str) -> Deferred[None]:
         def broadcast() -> Deferred[None]:
             # While disconnecting, what there is may still be used.
-            wires = self._wires or self._connect()
-            return wires.publisher.publish(wires.encoder.revoke(task_ids, terminate=terminate, signal=signal))
+            return (self._outbox or self._connect()).revoke(task_ids, terminate, signal)
 
         return maybeDeferred(broadcast)
 
     def _forget(self, task_id: str) -> None:
-        if self._wires is not None:
-            self._wires.results.forget(task_id)
-
-
-class _Wires:
-    """What is made at the first call."""
-
-    def __init__(self, encoder: Encoder, publisher: Publisher, results: ResultSource) -> None:
-        self.encoder = encoder
-        self.publisher = publisher
-        self.results = results
-
-
-def _log_event_lost(failure: Failure) -> None:
-    # The event informs monitors; the task itself is published, or fails, on its own.
-    _log.warn("a task-sent event could not be published: {error}", error=failure.value)
-
-
-def _log_close_failure(failure: Failure) -> None:
-    # Nobody can do anything about it any more, but it must be seen.
-    _log.failure("disconnecting left something behind", failure=failure)
+        if self._outbox is not None:
+            self._outbox.forget(task_id)

@@ -281,7 +281,28 @@ def test_a_task_is_published_when_its_results_can_be_received(transport):
     transport.publisher.last.confirm()
     transport.results.reply(call.task_id, "SUCCESS", 1)
     assert outcomes_of(call) == [1]
+    transport.turn()
     assert transport.clock.getDelayedCalls() == []
+
+
+def test_tasks_that_waited_together_are_published_over_several_turns(transport):
+    """Thousands of tasks may wait for one moment; publishing them does not hold up the reactor."""
+    transport.results.ready = False
+    tx_app = transport.client()
+    calls = [tx_app.send_task("tasks.add") for _ in range(3)]
+    transport.turn()
+    tx_app._pacer._budget = 0
+    for call in calls:
+        transport.results.waiting[call.task_id].callback(None)
+    assert len(transport.publisher.publications) == 1
+    calls[1].cancel()
+    error_of(calls[1], CallCancelled)
+    tx_app._pacer._budget = 60
+    transport.turn()
+    assert [each.message.task_id for each in transport.publisher.publications] == [
+        calls[0].task_id,
+        calls[2].task_id,
+    ]
 
 
 def test_a_result_source_that_is_never_ready(transport):
@@ -649,6 +670,20 @@ def test_a_cancel_just_before_disconnect_still_revokes(transport):
     transport.publisher.last.confirm()
     assert (outcomes, transport.publisher.closed) == ([None], 1)
     assert transport.clock.getDelayedCalls() == []
+
+
+def test_only_cancelled_calls_are_revoked(transport):
+    """A task whose confirmation is lost while the client disconnects was not cancelled by anybody."""
+    tx_app = transport.client()
+    cancelled, kept = tx_app.send_task("tasks.add"), tx_app.send_task("tasks.add")
+    cancelled.cancel()
+    error_of(cancelled, CallCancelled)
+    tx_app.disconnect()
+    error_of(kept, Disconnected)
+    transport.publisher.publications[1].fail(PublishUnconfirmed("lost"))
+    transport.publisher.last.confirm()
+    transport.turn()
+    assert revoked_ids(transport) == [cancelled.task_id]
 
 
 def test_a_revoke_that_no_broker_takes_does_not_hold_up_disconnect(transport):

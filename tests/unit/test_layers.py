@@ -25,7 +25,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"encoder", "pending", "reply"}),
     frozenset({"transports.deadlines", "transports.interface", "transports"}),
     frozenset({"transports.amqp", "transports.no_results", "transports.threads"}),
-    frozenset({"transports.choose"}),
+    frozenset({"outbox", "transports.choose"}),
     frozenset({"client"}),
     frozenset({""}),
     frozenset({"wamp"}),

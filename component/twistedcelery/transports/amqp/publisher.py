@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from itertools import takewhile
-from typing import Any
 
-from twisted.internet.defer import CancelledError, Deferred, fail
+from twisted.internet.defer import Deferred, fail
 from twisted.python.failure import Failure
 
-from twistedcelery._types import Clock
+from twistedcelery._types import Clock, Timer
 from twistedcelery.errors import (
     BrokerAccessRefused,
     BrokerUnavailable,
     Disconnected,
     Overloaded,
-    PublishError,
     PublishRejected,
-    PublishUnconfirmed,
     TwistedCeleryError,
     Unroutable,
 )
@@ -26,9 +24,13 @@ from twistedcelery.message import OutgoingMessage
 from twistedcelery.transports.amqp.connection import Connection, State
 from twistedcelery.transports.amqp.declarer import Declarer
 from twistedcelery.transports.amqp.link import AmqpChannel, AmqpLink
+from twistedcelery.transports.amqp.publication import Publication
 from twistedcelery.transports.deadlines import Deadlines
 
 __all__ = ["AmqpPublisher"]
+
+#: Seconds of a reactor turn that sending what waited may take: thousands may wait for a link.
+TURN_BUDGET = 0.004
 
 
 class AmqpPublisher:
@@ -43,6 +45,7 @@ class AmqpPublisher:
     :param publish_timeout: seconds for the broker to take a message that sets no limit of its own
     :param max_waiting: messages that may wait to be sent
     :param max_unconfirmed: messages that may be sent and not confirmed
+    :param clock: seconds of real time
     """
 
     def __init__(
@@ -51,16 +54,20 @@ class AmqpPublisher:
         publish_timeout: float,
         max_waiting: int = 50_000,
         max_unconfirmed: int = 5_000,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
+        self._reactor = reactor
+        self._clock = clock
+        self._pump_turn: Timer | None = None
         self._publish_timeout = publish_timeout
         self._max_waiting = max_waiting
         self._max_unconfirmed = max_unconfirmed
-        self._deadlines: Deadlines[_Publication] = Deadlines(reactor, self._expired)
+        self._deadlines: Deadlines[Publication] = Deadlines(reactor, self._expired)
         # Ordered sets: whatever ends early is taken out, so that a broker that stays away does not
         # fill them up.
-        self._waiting: OrderedDict[_Publication, None] = OrderedDict()
-        self._declaring: dict[_Publication, None] = {}
-        self._unconfirmed: dict[int, _Publication] = {}
+        self._waiting: OrderedDict[Publication, None] = OrderedDict()
+        self._declaring: dict[Publication, None] = {}
+        self._unconfirmed: dict[int, Publication] = {}
         self._last_tag = 0
         self._channel: AmqpChannel | None = None
         self._declarer: Declarer | None = None
@@ -85,7 +92,7 @@ class AmqpPublisher:
             return fail(
                 Overloaded(f"{self._max_waiting} messages already wait for the broker; try again later")
             )
-        publication = _Publication(message, self._withdraw)
+        publication = Publication(message, self._withdraw)
         allowed = message.confirm_timeout
         self._deadlines.add(self._publish_timeout if allowed is None else allowed, publication)
         if self._waiting or not self._has_room():
@@ -102,6 +109,9 @@ class AmqpPublisher:
         self._declaring.clear()
         self._waiting.clear()
         self._deadlines.stop()
+        if self._pump_turn is not None:
+            self._pump_turn.cancel()
+            self._pump_turn = None
         closed = self._connection.close()
         for publication in unfinished:
             publication.fail(
@@ -145,14 +155,14 @@ class AmqpPublisher:
         self._declaring.clear()
         for publication in sent:
             if not publication.message.resend:
-                publication.fail(_unconfirmed(publication.message, str(reason)))
+                publication.fail(publication.unconfirmed(str(reason)))
         if isinstance(reason, BrokerAccessRefused):
             # Waiting does not help: somebody has to change the password or the permissions.
             refused = list(self._waiting)
             self._waiting.clear()
             for publication in refused:
                 publication.fail(
-                    _unconfirmed(publication.message, str(reason))
+                    publication.unconfirmed(str(reason))
                     if publication.sent
                     else BrokerAccessRefused(str(reason))
                 )
@@ -167,20 +177,31 @@ class AmqpPublisher:
         )
 
     def _pump(self) -> None:
+        """Send what waits, over as many reactor turns as it takes."""
+        if self._pump_turn is not None:
+            return
+        turn_ends = self._clock() + TURN_BUDGET
         while self._waiting and self._has_room():
+            if self._clock() >= turn_ends:
+                self._pump_turn = self._reactor.callLater(0, self._pump_on)
+                return
             publication, _ = self._waiting.popitem(last=False)
             self._dispatch(publication)
 
-    def _wait_first(self, publications: Sequence[_Publication]) -> None:
+    def _pump_on(self) -> None:
+        self._pump_turn = None
+        self._pump()
+
+    def _wait_first(self, publications: Sequence[Publication]) -> None:
         for publication in reversed(publications):
             self._waiting[publication] = None
             self._waiting.move_to_end(publication, last=False)
 
-    def _withdraw(self, publication: _Publication) -> None:
+    def _withdraw(self, publication: Publication) -> None:
         self._waiting.pop(publication, None)
         self._declaring.pop(publication, None)
 
-    def _dispatch(self, publication: _Publication) -> None:
+    def _dispatch(self, publication: Publication) -> None:
         declarer = self._declarer
         assert declarer is not None
         if not declarer.missing(publication.message):
@@ -189,7 +210,7 @@ class AmqpPublisher:
         self._declaring[publication] = None
         declarer.declare_for(publication.message).addBoth(self._declared, publication)
 
-    def _declared(self, outcome: Failure | None, publication: _Publication) -> None:
+    def _declared(self, outcome: Failure | None, publication: Publication) -> None:
         if publication not in self._declaring:
             # It has ended meanwhile.
             return
@@ -200,12 +221,12 @@ class AmqpPublisher:
         if not isinstance(outcome, Failure):
             self._send(publication)
         else:
-            error = PublishRejected(f"{_described(publication.message)} cannot be sent: {outcome.value}")
+            error = PublishRejected(f"{publication} cannot be sent: {outcome.value}")
             error.__cause__ = outcome.value
             publication.fail(error)
             self._pump()
 
-    def _send(self, publication: _Publication) -> None:
+    def _send(self, publication: Publication) -> None:
         if self._channel is None:
             # The link's end is about to be reported; the message waits for the next one.
             self._wait_first([publication])
@@ -241,74 +262,20 @@ class AmqpPublisher:
         # All of them first: a callback may do anything, disconnecting included.
         confirmed = [self._unconfirmed.pop(each) for each in tags if each in self._unconfirmed]
         for publication in confirmed:
-            message = publication.message
             if publication.returned is not None:
                 publication.fail(
-                    Unroutable(
-                        f"{_described(message)}: no queue takes it (the broker says {publication.returned})"
-                    )
+                    Unroutable(f"{publication}: no queue takes it (the broker says {publication.returned})")
                 )
             elif not taken:
-                publication.fail(
-                    PublishRejected(f"{_described(message)}: the broker refused it (basic.nack)")
-                )
+                publication.fail(PublishRejected(f"{publication}: the broker refused it (basic.nack)"))
             else:
                 publication.succeed()
         self._pump()
 
-    def _expired(self, publication: _Publication) -> None:
-        message = publication.message
+    def _expired(self, publication: Publication) -> None:
         self._withdraw(publication)
         if publication.sent:
-            publication.fail(_unconfirmed(message, "the confirmation did not come in time"))
+            publication.fail(publication.unconfirmed("the confirmation did not come in time"))
             return
         why = self._reason or "it is connected, but takes no messages"
-        publication.fail(BrokerUnavailable(f"{_described(message)} was not sent: {why}"))
-
-
-class _Publication:
-    """One message on its way.
-
-    :ivar sent: whether the broker may have it, over the present link or an earlier one
-    :ivar returned: why it reached no queue
-    """
-
-    __slots__ = ("_withdraw", "done", "message", "returned", "sent", "settled")
-
-    def __init__(self, message: OutgoingMessage, withdraw: Callable[[_Publication], None]) -> None:
-        self.message = message
-        self._withdraw = withdraw
-        self.done: Deferred[None] = Deferred(self._cancelled)
-        self.sent = False
-        self.returned: str | None = None
-        self.settled = False
-
-    def succeed(self) -> None:
-        if not self.settled:
-            self.settled = True
-            self.done.callback(None)
-
-    def fail(self, error: TwistedCeleryError | CancelledError) -> None:
-        if not self.settled:
-            self.settled = True
-            self.done.errback(Failure(error))
-
-    def _cancelled(self, _: Deferred[Any]) -> None:
-        self._withdraw(self)
-        error: PublishError | CancelledError = CancelledError()
-        if self.sent:
-            error = _unconfirmed(self.message, "its caller cancelled before the confirmation came")
-        self.fail(error)
-
-
-def _described(message: OutgoingMessage) -> str:
-    if message.task_id is None:
-        return f"the message to {message.exchange or message.routing_key!r}"
-    return f"task {message.headers.get('task', '')} [{message.task_id}]".replace("  ", " ")
-
-
-def _unconfirmed(message: OutgoingMessage, why: str) -> PublishUnconfirmed:
-    return PublishUnconfirmed(
-        f"{_described(message)} was sent, but not confirmed: {why}. The broker may or may not have it; "
-        "retry=True allows it to be sent again under the same id"
-    )
+        publication.fail(BrokerUnavailable(f"{publication} was not sent: {why}"))

@@ -33,7 +33,8 @@ class Scene:
 
     def __init__(self, **limits: int) -> None:
         self.network = Network()
-        self.publisher = AmqpPublisher(self.network.clock, 10.0, **limits)
+        self.now = 0.0
+        self.publisher = AmqpPublisher(self.network.clock, 10.0, clock=lambda: self.now, **limits)
         self.connection = self.network.connection(self.publisher)
         self.publisher.use(self.connection)
         self.links: list[FakeLink] = []
@@ -303,6 +304,68 @@ def test_what_ended_does_not_overload(scene, how):
                 each.cancel()
         expected = BrokerUnavailable if how == "expired" else CancelledError
         assert [type(each[0]) for each in outcomes] == [expected] * 2
+
+
+class Slow(FakeChannel):
+    """A channel on which each message takes a millisecond to write."""
+
+    scene: Scene
+
+    def publish(self, message: OutgoingMessage) -> None:
+        super().publish(message)
+        self.scene.now += 0.001
+
+
+def slow_link(scene: Scene) -> None:
+    """The next link's publishing channel is slow."""
+    link = FakeLink(scene.network.clock, prompt=False)
+    scene.links.append(scene.network.accept(link))
+    channel = Slow(link)
+    channel.scene = scene
+    link.channels.append(channel)
+    link.prompt = True
+    link.opening[0].callback(channel)
+
+
+def turn(scene: Scene) -> None:
+    """Run what is due now, and not what that makes due."""
+    clock = scene.network.clock
+    for call in [call for call in clock.getDelayedCalls() if call.getTime() <= clock.seconds()]:
+        clock.calls.remove(call)
+        call.called = 1
+        call.func(*call.args, **call.kw)
+
+
+def test_what_waited_is_sent_over_several_turns(scene):
+    """A link that comes up to many waiting messages does not hold up the reactor; order is kept."""
+    outcomes = scene.publish_many(*"abcdefghij")
+    slow_link(scene)
+    assert scene.written() == list("abcd")
+    scene.publish_many("k")
+    turn(scene)
+    assert scene.written() == list("abcdefgh")
+    turn(scene)
+    assert scene.written() == list("abcdefghijk")
+    scene.channel.confirm(10, True, True)
+    assert outcomes == [[None]] * 10
+    assert [call for call in scene.network.clock.getDelayedCalls() if call.getTime() == 0] == []
+
+
+@pytest.mark.parametrize("end", ["close", "lose"])
+def test_a_link_that_ends_while_what_waited_is_sent(scene, end):
+    """The rest fails when it is closed, or waits for the next link; no turn is left over."""
+    outcomes = scene.publish_many(*"abcdef")
+    slow_link(scene)
+    if end == "close":
+        scene.publisher.close()
+        scene.lose()
+        assert [type(each[0]) for each in outcomes] == [Disconnected] * 6
+        assert scene.network.clock.getDelayedCalls() == []
+    else:
+        scene.lose()
+        turn(scene)
+        scene.come_back()
+        assert scene.written() == ["e", "f"]
 
 
 # Time limits
