@@ -8,7 +8,6 @@ consuming go to pika's own channel, which takes plain callbacks.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import pika
@@ -25,21 +24,10 @@ from twistedcelery.errors import BrokerAccessRefused, BrokerUnavailable, EncodeE
 from twistedcelery.message import OutgoingMessage
 from twistedcelery.transports.amqp.brokers import LinkParameters
 from twistedcelery.transports.amqp.declare import Declaration
+from twistedcelery.transports.amqp.delivery import Delivery
 from twistedcelery.transports.amqp.properties import encode_properties
 
-__all__ = ["AmqpChannel", "AmqpLink", "Delivery", "open_link"]
-
-
-@dataclass(frozen=True, slots=True)
-class Delivery:
-    """A message that a consumer received; the fields are AMQP's."""
-
-    body: bytes
-    content_type: str | None
-    content_encoding: str | None
-    correlation_id: str | None
-    headers: Mapping[str, Any]
-    delivery_tag: int
+__all__ = ["AmqpChannel", "AmqpLink", "open_link"]
 
 
 def open_link(
@@ -303,10 +291,19 @@ class _Protocol(TwistedProtocolConnection):
         self._lost: BrokerUnavailable | None = None
         self.opened: defer.Deferred[None] = defer.Deferred(canceller=lambda _: self.abort())
         self.ready.addCallbacks(lambda _: self.opened.callback(None), self._not_opened)
+        self._impl._adapter_disconnect_stream = self._disconnect_stream  # noqa: SLF001  # see there
 
     def _not_opened(self, failure: Failure) -> None:
         if not self.opened.called:
             self.opened.errback(_connection_error(self._reason or failure.value))
+
+    def _disconnect_stream(self) -> None:
+        # As pika does it, what was written would have to go out first. A peer that sends no heartbeats
+        # does not read either, and the link would never end.
+        if isinstance(self._impl._error, pika.exceptions.AMQPHeartbeatTimeout):  # noqa: SLF001  # only there
+            self.abort()
+        else:
+            self.transport.loseConnection()
 
     # pika hands the reason to this method and then forgets it.
     def _on_connection_failed(self, connection: Any, reason: BaseException | None = None) -> None:

@@ -19,7 +19,8 @@ from twistedcelery.errors import BrokerAccessRefused, BrokerUnavailable, Disconn
 from twistedcelery.reply import ReplyDecoder
 from twistedcelery.transports.amqp.connection import Connection, State
 from twistedcelery.transports.amqp.declare import Declaration
-from twistedcelery.transports.amqp.link import AmqpChannel, AmqpLink, Delivery
+from twistedcelery.transports.amqp.delivery import Delivery
+from twistedcelery.transports.amqp.link import AmqpChannel, AmqpLink
 from twistedcelery.transports.interface import ReplyReceiver
 
 __all__ = ["AmqpResults"]

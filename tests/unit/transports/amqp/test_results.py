@@ -21,7 +21,7 @@ from twistedcelery.errors import (
 )
 from twistedcelery.reply import ReplyDecoder
 from twistedcelery.transports.amqp.connection import State
-from twistedcelery.transports.amqp.link import Delivery
+from twistedcelery.transports.amqp.delivery import Delivery
 from twistedcelery.transports.amqp.results import (
     ACK_DELAY,
     ACK_EVERY,

@@ -1,0 +1,116 @@
+"""What becomes of links, and of what waits for them, on a real broker."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import pytest_twisted
+from kombu import Exchange, Queue
+from twisted.internet import reactor, task
+from twisted.internet.defer import gatherResults
+from twisted.internet.threads import deferToThread
+
+import twistedcelery
+from tests.support.taskapp import create_app
+from twistedcelery import TwistedCelery
+
+
+def unheard(call):
+    """The call's result, which no worker sends, is nothing to wait for."""
+    call.addErrback(lambda failure: failure.trap(twistedcelery.Disconnected, twistedcelery.PublishError))
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_queue_that_amqp_cannot_declare_fails_its_call_alone(broker_url):
+    """A queue with an argument that pika cannot encode is refused; the next declaration goes through."""
+    tx_app = TwistedCelery(create_app(broker_url, "rpc://"), publish_timeout=5)
+    bad = Queue("bad", Exchange("bad"), "bad", queue_arguments={"x-odd": 1.5})
+    with pytest.raises(twistedcelery.PublishRejected, match="no AMQP form"):
+        await tx_app.send_task("taskapp.add", args=(1, 2), queue=bad)
+    good = tx_app.send_task("taskapp.add", args=(1, 2), queue=Queue("good", Exchange("good"), "good"))
+    await good.published
+    unheard(good)
+    await tx_app.disconnect()
+
+
+@pytest_twisted.ensureDeferred
+async def test_cancelling_before_the_confirmation(broker_url, worker, tmp_path):
+    """A call that is cancelled as soon as it was sent is revoked, and disconnecting waits for that."""
+    tx_app = TwistedCelery(create_app(broker_url, "rpc://"))
+    marker = tmp_path / "ran"
+    worker()
+    assert await tx_app.send_task("taskapp.add", args=(1, 2)) == 3
+    call = tx_app.send_task("taskapp.touch", args=(str(marker),), countdown=1)
+    call.cancel()
+    with pytest.raises(twistedcelery.CallCancelled):
+        await call
+    await tx_app.disconnect()
+    after = TwistedCelery(create_app(broker_url, "rpc://"))
+    assert await after.send_task("taskapp.add", args=(1, 1), countdown=2) == 2
+    assert not marker.exists()
+    await after.disconnect()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_burst_before_the_first_connection(broker_url):
+    """2,000 calls that wait for one link go out without holding up the reactor; the best of four counts."""
+    last, late, rounds = 0.0, 0.0, []
+
+    def tick():
+        nonlocal last, late
+        now = time.perf_counter()
+        late = max(late, now - last - 0.005)
+        last = now
+
+    while len(rounds) < 4 and min(rounds, default=1) > 0.050:
+        tx_app = TwistedCelery(create_app(broker_url, "rpc://"))
+        last, late = time.perf_counter(), 0.0
+        loop = task.LoopingCall(tick)
+        loop.start(0.005)
+        try:
+            calls = [tx_app.send_task("taskapp.add", args=(n, n)) for n in range(2000)]
+            await gatherResults([call.published for call in calls])
+        finally:
+            loop.stop()
+        rounds.append(late)
+        for call in calls:
+            unheard(call)
+        await tx_app.disconnect()
+    assert min(rounds) <= 0.050, rounds
+
+
+@pytest.mark.timeout(120)
+@pytest_twisted.ensureDeferred
+async def test_a_broker_killed_while_queues_are_declared(rabbitmq_node):
+    """Tasks whose queue the broker never declared are sent when it is back."""
+    tx_app = TwistedCelery(create_app(rabbitmq_node.broker.url, "rpc://"), publish_timeout=60)
+    first = tx_app.send_task("taskapp.add", args=(1, 2))
+    await first.published
+    await deferToThread(rabbitmq_node.freeze)
+    calls = [tx_app.send_task("taskapp.add", args=(1, 2), queue=f"new-{n}") for n in range(5)]
+    await task.deferLater(reactor, 0)
+    await deferToThread(rabbitmq_node.kill)
+    await deferToThread(rabbitmq_node.start)
+    await gatherResults([call.published for call in calls])
+    for call in (first, *calls):
+        unheard(call)
+    await tx_app.disconnect()
+
+
+@pytest.mark.timeout(120)
+@pytest_twisted.ensureDeferred
+async def test_a_broker_that_stops_reading_is_given_up(rabbitmq_node):
+    """Without heartbeats the link ends, also when what was written could never go out."""
+    app = create_app(rabbitmq_node.broker.url, "rpc://", broker_heartbeat=2)
+    tx_app = TwistedCelery(app, publish_timeout=60)
+    first = tx_app.send_task("taskapp.add", args=(1, 2))
+    await first.published
+    unheard(first)
+    await deferToThread(rabbitmq_node.freeze)
+    begun = time.monotonic()
+    with pytest.raises(twistedcelery.PublishUnconfirmed, match="heartbeat"):
+        await tx_app.send_task("taskapp.echo", args=("x" * 20_000_000,))
+    assert time.monotonic() - begun < 30
+    await deferToThread(rabbitmq_node.thaw)
+    await tx_app.disconnect()
