@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from twistedcelery.call import TaskDeferred
 from twistedcelery.client import TwistedCelery
+from twistedcelery.control import Control, Inspect
 from twistedcelery.errors import (
     BrokerAccessRefused,
     BrokerUnavailable,
@@ -26,6 +27,7 @@ from twistedcelery.errors import (
     PublishError,
     PublishRejected,
     PublishUnconfirmed,
+    RepliesLost,
     ReplyNotAccepted,
     ReplyTooLarge,
     ReplyUndecodable,
@@ -34,20 +36,25 @@ from twistedcelery.errors import (
     TwistedCeleryError,
     Unroutable,
 )
+from twistedcelery.events import EventStream
 
 __all__ = [
     "BrokerAccessRefused",
     "BrokerUnavailable",
     "CallCancelled",
     "ConfigurationError",
+    "Control",
     "Disconnected",
     "EncodeError",
+    "EventStream",
+    "Inspect",
     "InvalidCall",
     "NoResultBackend",
     "Overloaded",
     "PublishError",
     "PublishRejected",
     "PublishUnconfirmed",
+    "RepliesLost",
     "ReplyNotAccepted",
     "ReplyTooLarge",
     "ReplyUndecodable",

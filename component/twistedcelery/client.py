@@ -9,7 +9,7 @@ from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 from celery.utils import uuid
-from twisted.internet.defer import Deferred, maybeDeferred, succeed
+from twisted.internet.defer import Deferred, DeferredList, maybeDeferred, succeed
 from twisted.internet.interfaces import IReactorCore
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -22,9 +22,13 @@ from twistedcelery.pacing import Pacer
 from twistedcelery.pending import PendingCalls
 from twistedcelery.revoker import Revoker
 from twistedcelery.transports.choose import choose
+from twistedcelery.workers import Workers
 
 if TYPE_CHECKING:
     from celery import Celery
+
+    from twistedcelery.control import Control
+    from twistedcelery.events import EventHandler, EventStream
 
 __all__ = ["TwistedCelery"]
 
@@ -69,6 +73,7 @@ class TwistedCelery:
         self._pacer = Pacer(reactor, time.perf_counter)
         self._pending = PendingCalls(self._forget)
         self._revoker = Revoker(reactor, self._broadcast_revoke)
+        self._workers = Workers(app, reactor, publish_timeout, transport, self._connect)
         self._outbox: Outbox | None = None
         self._disconnecting = False
         self._disconnected = False
@@ -142,6 +147,31 @@ class TwistedCelery:
         """
         return self._revoker.revoke(task_id, terminate, signal)
 
+    @property
+    def control(self) -> Control:
+        """Commands and queries to workers: Celery's ``app.control``, with Deferreds."""
+        return self._workers.control
+
+    def events(
+        self,
+        handlers: Mapping[str, EventHandler] | None = None,
+        *,
+        state: Any = False,
+        wakeup: bool = True,
+        **options: Any,
+    ) -> EventStream:
+        """Have functions called with Celery's events, from now on until the stream is closed.
+
+        :param handlers: by event type; ``"*"`` has those events that have no handler of their own
+        :param state: ``True``, or a ``celery.events.state.State`` of your own: one that is kept up
+            to date, as the stream's ``state``
+        :param wakeup: whether to have workers tell at once that they are there
+        :param options: further ones of Celery's ``app.events.Receiver``, such as ``routing_key``
+        :raises InvalidCall: for options that it does not take
+        :raises Disconnected: after `disconnect`
+        """
+        return self._workers.events(handlers, state=state, wakeup=wakeup, options=options)
+
     def disconnect(self) -> Deferred[None]:
         """End every pending call with `Disconnected`, and leave nothing behind.
 
@@ -171,7 +201,7 @@ class TwistedCelery:
 
     def _close_outbox(self, _: None) -> Deferred[Any]:
         outbox, self._outbox = self._outbox, None
-        return succeed(None) if outbox is None else outbox.close()
+        return succeed(None) if outbox is None else DeferredList([outbox.close(), self._workers.close()])
 
     def _closed(self, _: object) -> None:
         self._disconnected = True

@@ -128,6 +128,21 @@ class Encoder:
         registry = self._view._tasks  # see above  # noqa: SLF001  # see above
         return bool(getattr(registry.get(name), "ignore_result", False))
 
+    def broadcast(self, mailbox: Any, **arguments: Any) -> OutgoingMessage:
+        """Encode a control command.
+
+        :param mailbox: a kombu ``Mailbox`` of the caller's own, which publishes here from now on
+        :param arguments: those of ``Mailbox._broadcast``
+        :raises EncodeError: the command's arguments cannot be serialised
+        :raises InvalidCall: kombu refuses the arguments
+        """
+        mailbox.producer_pool = _PoolOfOne(self._recorder)
+        what = f"control command {arguments.get('command')!r}"
+        with self._recorder.recording() as recorded, _translated(what):
+            mailbox._broadcast(**arguments)  # noqa: SLF001  # Celery calls it as well
+            (message,) = recorded
+        return message.outgoing()
+
     def revoke(self, task_ids: Sequence[str], *, terminate: bool, signal: str) -> OutgoingMessage:
         """Encode the broadcast that revokes tasks.
 

@@ -18,7 +18,8 @@
     │   ├── ReplyNotAccepted          the reply's content type is not in ``result_accept_content``
     │   ├── ReplyUndecodable          the reply is not what Celery sends
     │   ├── ReplyTooLarge             the reply would decompress to more than is allowed
-    │   └── ResultBackendUnavailable  the result backend did not answer in time
+    │   ├── ResultBackendUnavailable  the result backend did not answer in time
+    │   └── RepliesLost               the connection went before workers' replies had come
     ├── CallCancelled                 the caller cancelled; the task is revoked
     └── Disconnected                  ``disconnect()`` was called before the result came
 
@@ -45,6 +46,7 @@ __all__ = [
     "PublishError",
     "PublishRejected",
     "PublishUnconfirmed",
+    "RepliesLost",
     "ReplyNotAccepted",
     "ReplyTooLarge",
     "ReplyUndecodable",
@@ -128,6 +130,10 @@ class ReplyTooLarge(ResultError):
 
 class ResultBackendUnavailable(ResultError):
     """The result backend did not answer in the time allowed."""
+
+
+class RepliesLost(ResultError):
+    """The control command was sent; the connection was lost before the replies had come."""
 
 
 class CallCancelled(TwistedCeleryError, defer.CancelledError):

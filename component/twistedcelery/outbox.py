@@ -104,6 +104,13 @@ class Outbox:
         """Tell all workers to revoke tasks; fires once the broker has taken the command."""
         return self._publisher.publish(self._encoder.revoke(task_ids, terminate=terminate, signal=signal))
 
+    def broadcast(self, mailbox: Any, **arguments: Any) -> Deferred[None]:
+        """Send a control command; fires once the broker has taken it.
+
+        :param arguments: as of `twistedcelery.encoder.Encoder.broadcast`, which may raise
+        """
+        return self._publisher.publish(self._encoder.broadcast(mailbox, **arguments))
+
     def forget(self, task_id: str) -> None:
         """Nobody waits for the task any more."""
         self._results.forget(task_id)

@@ -20,12 +20,13 @@ PACKAGE = Path(twistedcelery.__file__).parent
 #: From the bottom to the top. A module imports from lower layers, and, of its own folder, from its
 #: siblings. The package itself is ``""``.
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"_types", "errors", "message"}),
-    frozenset({"appview", "call", "pacing", "revoker"}),
+    frozenset({"_types", "errors", "incoming", "message", "offline"}),
+    frozenset({"appview", "call", "pacing", "replay", "revoker"}),
     frozenset({"encoder", "pending", "reply"}),
     frozenset({"transports.deadlines", "transports.interface", "transports"}),
-    frozenset({"transports.amqp", "transports.no_results", "transports.threads"}),
-    frozenset({"outbox", "transports.choose"}),
+    frozenset({"events", "replies", "transports.amqp", "transports.no_results", "transports.threads"}),
+    frozenset({"control", "outbox", "transports.choose"}),
+    frozenset({"workers"}),
     frozenset({"client"}),
     frozenset({""}),
     frozenset({"wamp"}),

@@ -13,9 +13,9 @@ from twistedcelery.errors import ConfigurationError
 if TYPE_CHECKING:
     from celery import Celery
 
-    from twistedcelery.transports.interface import Publisher, ReplyReceiver, ResultSource
+    from twistedcelery.transports.interface import Publisher, ReplyReceiver, ResultSource, Subscriber
 
-__all__ = ["TRANSPORTS", "choose"]
+__all__ = ["TRANSPORTS", "choose", "choose_subscriber"]
 
 #: What ``transport`` may be: native where there is a native one, or Celery's own code in threads.
 TRANSPORTS = ("auto", "threads")
@@ -43,6 +43,21 @@ def choose(
         _publisher(app, reactor, publish_timeout, native),
         _results(app, reactor, receiver, native),
     )
+
+
+def choose_subscriber(app: Celery, reactor: Any, *, timeout: float, transport: str = "auto") -> Subscriber:
+    """Make what consumes further queues. It does not connect before it is used.
+
+    :param timeout: seconds to wait for a connection, where an answer is waited for
+    :param transport: one of `TRANSPORTS`, which `choose` has checked
+    """
+    if transport == "auto" and _is_amqp(app, app.conf.broker_read_url):
+        from twistedcelery.transports import amqp
+
+        return amqp.make_subscriber(app, reactor, timeout)
+    from twistedcelery.transports.threads.subscriber import ThreadedSubscriber
+
+    return ThreadedSubscriber(app, reactor)
 
 
 def _publisher(app: Celery, reactor: Any, publish_timeout: float, native: bool) -> Publisher:

@@ -1,21 +1,23 @@
-"""The two small interfaces between the client and whatever carries its messages.
+"""The three small interfaces between the client and whatever carries its messages.
 
 A transport has two halves, since Celery configures them apart: a `Publisher` takes messages to
-the broker, a `ResultSource` brings states and results back. Every method is called on the
-reactor's thread, and every callback is made there.
+the broker, a `ResultSource` brings states and results back. A `Subscriber`, made when it is first
+used, reads further queues: replies to control commands, and events. Every method is called on
+the reactor's thread, and every callback is made there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
 
-from twistedcelery.errors import ResultError
+from twistedcelery.errors import BrokerUnavailable, ResultError, TwistedCeleryError
+from twistedcelery.incoming import IncomingMessage
 from twistedcelery.message import OutgoingMessage
 
-__all__ = ["Publisher", "ReplyReceiver", "ResultSource"]
+__all__ = ["Publisher", "ReplyReceiver", "ResultSource", "Subscriber", "Subscription", "SubscriptionUser"]
 
 
 class Publisher(Protocol):
@@ -87,3 +89,58 @@ class ResultSource(Protocol):
 
 #: What a transport calls to build its result half: it is given the receiver first.
 ResultSourceFactory = Callable[[ReplyReceiver], ResultSource]
+
+
+class SubscriptionUser(Protocol):
+    """Who a queue is consumed for."""
+
+    def consuming(self) -> None:
+        """Nothing that is sent from now on is missed. Told again after each interruption."""
+
+    def received(self, message: IncomingMessage) -> None:
+        """A message from the queue. Whether to decode it is the user's decision."""
+
+    def interrupted(self, reason: BrokerUnavailable) -> None:
+        """The connection was lost, or an attempt to make one failed. Another attempt follows."""
+
+    def ended(self, error: TwistedCeleryError) -> None:
+        """Nothing more comes: the broker refused the queue at first, or the subscriber was closed."""
+
+
+class Subscription(Protocol):
+    """A queue that is consumed."""
+
+    def cancel(self) -> Deferred[None]:
+        """Stop consuming, and delete the queue where it is ``auto_delete``. The user is told
+        nothing more.
+
+        :return: fires once that is done, as far as the broker can be reached. Safe to call twice.
+        """
+
+
+class Subscriber(Protocol):
+    """Consumes queues of the client's own, and purges those of workers."""
+
+    def subscribe(self, queue: Any, user: SubscriptionUser) -> Subscription:
+        """Declare a queue and consume it until told otherwise; connect first where needed.
+
+        After a lost connection the queue is declared anew. What it held may be lost with the
+        connection: this is for queues that live as long as their consumer.
+
+        :param queue: a kombu ``Queue`` with its exchange, not bound to a channel
+        """
+
+    def purge(self, queues: Sequence[Any]) -> Deferred[int]:
+        """Discard all messages of some queues, which are declared first.
+
+        :param queues: kombu ``Queue`` entities
+        :return: fires with the number of messages discarded, or fails with a
+            `twistedcelery.errors.PublishError`
+        """
+
+    def close(self) -> Deferred[None]:
+        """Stop. Each subscription that is left ends with `twistedcelery.errors.Disconnected`.
+
+        :return: fires once nothing is left: no queue that the broker can still be asked to
+            delete, no socket, thread or timer. Safe to call twice.
+        """

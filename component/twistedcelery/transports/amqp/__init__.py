@@ -1,8 +1,8 @@
 """The native AMQP transport: pika's Twisted adapter, no threads.
 
-The data's way: `publisher` and `results` each keep a `connection`, which asks `brokers` where to
-go and makes one `link` after another; `declarer` sees to queues and exchanges. pika is imported
-in `link` alone.
+The data's way: `publisher`, `results` and `subscriber` each keep a `connection`, which asks
+`brokers` where to go and makes one `link` after another; `declarer` sees to queues and exchanges.
+pika is imported in `link` alone.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from twistedcelery.transports.amqp.brokers import Brokers
 from twistedcelery.transports.amqp.connection import Connection
 from twistedcelery.transports.amqp.publisher import AmqpPublisher
 from twistedcelery.transports.amqp.results import AmqpResults
+from twistedcelery.transports.amqp.subscriber import AmqpSubscriber
 
 if TYPE_CHECKING:
     from celery import Celery
 
     from twistedcelery.transports.interface import ReplyReceiver
 
-__all__ = ["make_publisher", "make_results"]
+__all__ = ["make_publisher", "make_results", "make_subscriber"]
 
 #: Seconds between attempts: from 0.1, growing, to 10, with a jitter so that many clients do not
 #: come back to a restarted broker all at once.
@@ -45,3 +46,13 @@ def make_results(app: Celery, reactor: Any, receiver: ReplyReceiver) -> AmqpResu
     results = AmqpResults(reactor, receiver, ReplyDecoder(app), uuid())
     brokers = Brokers(app.connection_for_read(), reactor, app.conf.broker_heartbeat or 0)
     return results.use(Connection(brokers, results, reactor, _backoff))
+
+
+def make_subscriber(app: Celery, reactor: Any, timeout: float) -> AmqpSubscriber:
+    """Consume further queues from ``broker_read_url``. Connects when the first one is wanted.
+
+    :param timeout: seconds to wait for a connection, where an answer is waited for
+    """
+    subscriber = AmqpSubscriber(reactor, timeout)
+    brokers = Brokers(app.connection_for_read(), reactor, app.conf.broker_heartbeat or 0)
+    return subscriber.use(Connection(brokers, subscriber, reactor, _backoff))

@@ -15,7 +15,8 @@ __all__ = ["Declaration", "declarations"]
 class Declaration:
     """One AMQP method, with arguments under pika's names.
 
-    :ivar method: ``exchange_declare``, ``queue_declare``, ``queue_bind`` or ``exchange_bind``
+    :ivar method: ``exchange_declare``, ``queue_declare``, ``queue_bind``, ``exchange_bind``, or
+        ``queue_purge``, which is no declaration, but is carried out, and refused, as one
     """
 
     method: str

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+
+from twistedcelery.incoming import IncomingMessage
 
 __all__ = ["Delivery"]
 
 
 @dataclass(frozen=True, slots=True)
-class Delivery:
+class Delivery(IncomingMessage):
     """A message that a consumer received; the fields are AMQP's."""
 
     body: bytes
-    content_type: str | None
-    content_encoding: str | None
     correlation_id: str | None
-    headers: Mapping[str, Any]
     delivery_tag: int

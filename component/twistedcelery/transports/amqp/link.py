@@ -181,28 +181,21 @@ class AmqpChannel:
     def consume(
         self,
         queue: str,
-        prefetch: int,
+        prefetch: int | None,
         on_delivery: Callable[[Delivery], None],
         on_cancelled: Callable[[], None],
     ) -> defer.Deferred[None]:
-        """Consume a queue; deliveries are acknowledged with `ack`.
+        """Consume a queue.
 
-        :param prefetch: how many deliveries may be unacknowledged at once
+        :param prefetch: how many deliveries may be unacknowledged at once, until `ack`; ``None``:
+            the broker forgets what it has delivered
         :param on_cancelled: called when the broker ends the consumer, for example since the queue
             was deleted
         """
 
         def deliver(_channel: Any, method: Any, properties: Any, body: bytes) -> None:
-            on_delivery(
-                Delivery(
-                    body,
-                    properties.content_type,
-                    properties.content_encoding,
-                    properties.correlation_id,
-                    properties.headers or {},
-                    method.delivery_tag,
-                )
-            )
+            how = properties.content_type, properties.content_encoding, properties.headers or {}
+            on_delivery(Delivery(body, *how, properties.correlation_id, method.delivery_tag))
 
         ready: defer.Deferred[None] = defer.Deferred()
         self._channel.add_on_cancel_callback(lambda _frame: on_cancelled())
@@ -210,14 +203,14 @@ class AmqpChannel:
 
         def begin(_: object) -> None:
             self._consumer_tag = self._channel.basic_consume(
-                queue, deliver, callback=lambda _frame: ready.callback(None)
+                queue, deliver, auto_ack=prefetch is None, callback=lambda _frame: ready.callback(None)
             )
 
         def refused(failure: Failure) -> None:
             if not ready.called:
                 ready.errback(_channel_error(failure))
 
-        self._calls.basic_qos(prefetch_count=prefetch).addCallback(begin).addErrback(refused)
+        self._calls.basic_qos(prefetch_count=prefetch or 0).addCallback(begin).addErrback(refused)
         return ready
 
     def ack(self, delivery_tag: int) -> None:
@@ -247,6 +240,11 @@ class AmqpChannel:
         calling: defer.Deferred[Any] = method(**declaration.arguments)
         return calling.addErrback(lambda failure: Failure(_channel_error(failure)))
 
+    def close(self) -> None:
+        """Close the channel, if it is open."""
+        if self._channel.is_open:
+            self._channel.close()
+
     def delete_consumed_queue(self, queue: str) -> defer.Deferred[Any]:
         """Stop consuming, and delete the queue. One that does not exist is no error."""
         self._channel.basic_cancel(self._consumer_tag)
@@ -266,6 +264,7 @@ _METHODS: Mapping[str, Callable[..., Any]] = {
     "exchange_declare": Exchange.Declare,
     "queue_bind": Queue.Bind,
     "queue_declare": Queue.Declare,
+    "queue_purge": Queue.Purge,
 }
 
 

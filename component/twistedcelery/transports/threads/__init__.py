@@ -1,8 +1,9 @@
 """Every broker kombu knows and every result backend Celery knows, on their own blocking code.
 
-Two dedicated threads serve all calls together: one publishes, one waits for results. Each half
-has a part on the reactor's side (`publisher`, `results`) and a part in its thread (`sender`,
-`fetcher`); `thread` is what carries work from one to the other.
+Two dedicated threads serve all calls together: one publishes, one waits for results. A third one
+starts when control commands or events are used, and consumes their queues. Each has a part on the
+reactor's side (`publisher`, `results`, `subscriber`) and a part in its thread (`sender`, `fetcher`,
+`listener`); `thread` is what carries work from one to the other.
 """
 
 from __future__ import annotations

@@ -1,19 +1,25 @@
 """Whole messages for kombu's ``filesystem://``.
 
-kombu creates a message's file in the folder where workers look, and fills it afterwards. A worker
-that is quick enough finds an empty file, and ends with a JSONDecodeError. So kombu is given another
-folder to write to, and what is complete is renamed into the one where workers look.
+kombu creates a message's file in the folder where readers look, and fills it afterwards. A reader
+that is quick enough finds an empty file, and ends with a JSONDecodeError. So, for writing, kombu is
+given another folder, and what is complete is renamed into the one where workers look; for reading,
+a file that its writer has not done with is left alone.
 """
 
 from __future__ import annotations
 
+import fcntl
+import os
 import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from queue import Empty
 from typing import Any
 
-__all__ = ["Outbox"]
+from kombu.transport.filesystem import Channel
+
+__all__ = ["Outbox", "WholeMessageChannel"]
 
 
 class Outbox:
@@ -47,3 +53,27 @@ class Outbox:
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
+
+
+class WholeMessageChannel(Channel):
+    """Takes a message once it is complete: the writer holds a lock while it fills the file."""
+
+    def _get(self, queue: str, timeout: float | None = None) -> Any:
+        # In kombu's order, and by kombu's rule for names.
+        ending = f"{queue}.msg"
+        waiting = sorted(
+            path for path in Path(self.data_folder_in).iterdir() if path.name.partition(".")[2] == ending
+        )
+        if not waiting or not _is_complete(waiting[0]):
+            raise Empty
+        return super()._get(queue)  # type: ignore[no-untyped-call]  # as all of kombu
+
+
+def _is_complete(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return os.fstat(file.fileno()).st_size > 0
+    except OSError:
+        # Locked, or taken by somebody else.
+        return False

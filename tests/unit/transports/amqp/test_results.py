@@ -102,7 +102,7 @@ def reply(
 ) -> Delivery:
     meta = {"status": "SUCCESS", "result": 5, "traceback": None, "children": [], "task_id": task_id}
     encoded = json.dumps(meta).encode() if body is None else body
-    return Delivery(encoded, content_type, "utf-8", correlation_id, headers or {}, tag)
+    return Delivery(encoded, content_type, "utf-8", headers or {}, correlation_id, tag)
 
 
 @pytest.fixture

@@ -1,0 +1,230 @@
+"""Queues of the client's own over AMQP: replies to control commands, and events."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from typing import Any
+
+from twisted.internet.defer import Deferred, fail, inlineCallbacks, succeed
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from twistedcelery._types import Clock
+from twistedcelery.errors import (
+    BrokerAccessRefused,
+    BrokerUnavailable,
+    Disconnected,
+    PublishError,
+    PublishRejected,
+)
+from twistedcelery.transports.amqp.connection import Connection, State
+from twistedcelery.transports.amqp.declare import Declaration, declarations
+from twistedcelery.transports.amqp.delivery import Delivery
+from twistedcelery.transports.amqp.link import AmqpChannel, AmqpLink
+from twistedcelery.transports.interface import SubscriptionUser
+
+__all__ = ["AmqpSubscriber"]
+
+_log = Logger()
+
+#: Seconds that the broker may take to delete a queue that is not consumed any more.
+_DELETE_TIMEOUT = 3.0
+
+
+class AmqpSubscriber:
+    """A `twistedcelery.transports.interface.Subscriber` on one AMQP connection.
+
+    Each subscription has a channel of its own, since a refused declaration closes its channel.
+
+    :param reactor: for time
+    :param timeout: seconds that `purge` waits for a connection
+    """
+
+    def __init__(self, reactor: Clock, timeout: float) -> None:
+        self._reactor = reactor
+        self._timeout = timeout
+        self._subscriptions: dict[_Subscription, None] = {}
+        self._waiters: list[Deferred[AmqpLink]] = []
+        self._link: AmqpLink | None = None
+        self._reason: BrokerUnavailable | None = None
+        self._connection: Connection
+
+    def use(self, connection: Connection) -> AmqpSubscriber:
+        """Consume over a connection, whose user this is."""
+        self._connection = connection
+        return self
+
+    def subscribe(self, queue: Any, user: SubscriptionUser) -> _Subscription:
+        """As `twistedcelery.transports.interface.Subscriber.subscribe`."""
+        subscription = _Subscription(queue, user, self._reactor, self._subscriptions)
+        self._subscriptions[subscription] = None
+        if self._link is not None:
+            subscription.begin(self._link).addErrback(_link_lost)
+        else:
+            self._connection.start()
+        return subscription
+
+    def purge(self, queues: Sequence[Any]) -> Deferred[int]:
+        """As `twistedcelery.transports.interface.Subscriber.purge`."""
+        if self._connection.state is State.UP and self._link is not None:
+            return self._purge(self._link, queues)
+        if self._connection.state in (State.CLOSING, State.CLOSED):
+            return fail(Disconnected("the client was disconnected"))
+        waiter: Deferred[AmqpLink] = Deferred(self._left)
+        self._waiters.append(waiter)
+        self._connection.start()
+        waiter.addTimeout(self._timeout, self._reactor, self._too_late)  # type: ignore[arg-type]  # a zope interface
+        return waiter.addCallback(self._purge, queues)
+
+    @inlineCallbacks
+    def _purge(self, link: AmqpLink, queues: Sequence[Any]) -> Generator[Deferred[Any], Any, int]:
+        channel: AmqpChannel = yield link.open_channel()
+        purged = 0
+        try:
+            for queue in queues:
+                for step in declarations(queue):
+                    yield channel.declare(step)
+                purge = yield channel.declare(Declaration("queue_purge", {"queue": queue.name}))
+                purged += purge.method.message_count
+        finally:
+            channel.close()
+        return purged
+
+    def close(self) -> Deferred[None]:
+        """As `twistedcelery.transports.interface.Subscriber.close`."""
+        error = Disconnected("the client was disconnected")
+        self._fail_waiters(error)
+        for subscription in list(self._subscriptions):
+            # It goes out before the closing handshake, which is waited for.
+            subscription.cancel()
+            subscription.user.ended(error)
+        return self._connection.close()
+
+    # The connection's user
+
+    @inlineCallbacks
+    def prepare(self, link: AmqpLink) -> Generator[Deferred[Any], Any, None]:
+        """Consume all queues on a new link."""
+        self._link = link
+        for subscription in list(self._subscriptions):
+            yield subscription.begin(link)
+
+    def connection_up(self) -> None:
+        """Tell those who wait."""
+        assert self._link is not None
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.called:
+                waiter.callback(self._link)
+
+    def connection_lost(self, reason: BrokerUnavailable) -> None:
+        """Tell those who subscribed; wait for the next link, but not for a password that is wrong."""
+        self._link = None
+        self._reason = reason
+        for subscription in list(self._subscriptions):
+            subscription.interrupt(reason)
+        if isinstance(reason, BrokerAccessRefused):
+            self._fail_waiters(reason)
+
+    def _left(self, waiter: Deferred[AmqpLink]) -> None:
+        """Its holder has cancelled it."""
+        if waiter in self._waiters:
+            self._waiters.remove(waiter)
+
+    def _too_late(self, _cancelled: Any, _seconds: float) -> Failure:
+        why = self._reason or "it takes too long"
+        return Failure(BrokerUnavailable(f"no connection to purge queues: {why}"))
+
+    def _fail_waiters(self, error: Exception) -> None:
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.called:
+                waiter.errback(Failure(error))
+
+
+class _Subscription:
+    """One queue, consumed on a channel of its own on each link.
+
+    :param all_of_them: the subscriber's; this one leaves it when it ends
+    """
+
+    def __init__(
+        self, queue: Any, user: SubscriptionUser, reactor: Clock, all_of_them: dict[_Subscription, None]
+    ) -> None:
+        self.user = user
+        self._queue = queue
+        self._reactor = reactor
+        self._all_of_them = all_of_them
+        self._channel: AmqpChannel | None = None
+        self._has_consumed = False
+
+    @property
+    def _over(self) -> bool:
+        return self not in self._all_of_them
+
+    @inlineCallbacks
+    def begin(self, link: AmqpLink) -> Generator[Deferred[Any], Any, None]:
+        """Declare and consume on a new link.
+
+        :raises PublishError: it cannot be done on this link
+        """
+        if self._over:
+            return
+        channel: AmqpChannel = yield link.open_channel()
+        try:
+            for step in declarations(self._queue):
+                yield channel.declare(step)
+            yield channel.consume(self._queue.name, None, self._delivered, on_cancelled=link.drop)
+        except PublishRejected as error:
+            if self._has_consumed:
+                # Such as that the queue belongs to the connection that was lost, which the broker
+                # has not noticed yet.
+                raise
+            if not self._over:
+                del self._all_of_them[self]
+                self.user.ended(error)
+            return
+        # Without its channel the link is of no use here.
+        channel.on_closed(lambda _reason: None if self._over else link.drop())
+        self._channel = channel
+        if self._over:
+            yield self._delete()
+            return
+        self._has_consumed = True
+        self.user.consuming()
+
+    def interrupt(self, reason: BrokerUnavailable) -> None:
+        """The link was lost."""
+        self._channel = None
+        self.user.interrupted(reason)
+
+    def cancel(self) -> Deferred[None]:
+        """As `twistedcelery.transports.interface.Subscription.cancel`."""
+        self._all_of_them.pop(self, None)
+        return self._delete()
+
+    def _delete(self) -> Deferred[None]:
+        channel, self._channel = self._channel, None
+        if channel is None:
+            return succeed(None)
+        if not self._queue.auto_delete:
+            channel.close()
+            return succeed(None)
+        deleting = channel.delete_consumed_queue(self._queue.name)
+        deleting.addTimeout(_DELETE_TIMEOUT, self._reactor)  # type: ignore[arg-type]  # a zope interface
+        return deleting.addBoth(self._deleted, channel)
+
+    def _deleted(self, outcome: Any, channel: AmqpChannel) -> None:
+        if isinstance(outcome, Failure):
+            # Then it is deleted with its connection, or expires.
+            _log.debug("queue {queue} was not deleted: {error}", queue=self._queue.name, error=outcome.value)
+        channel.close()
+
+    def _delivered(self, delivery: Delivery) -> None:
+        if not self._over:
+            self.user.received(delivery)
+
+
+def _link_lost(failure: Failure) -> None:
+    """The connection's loss is told by itself, and the subscription goes on with the next link."""
+    failure.trap(PublishError)

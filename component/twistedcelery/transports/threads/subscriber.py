@@ -1,0 +1,160 @@
+"""`ThreadedSubscriber`: kombu's blocking code as a `twistedcelery.transports.interface.Subscriber`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from twisted.internet.defer import Deferred, fail
+
+from twistedcelery.errors import BrokerUnavailable, Disconnected, PublishError, TwistedCeleryError
+from twistedcelery.incoming import IncomingMessage
+from twistedcelery.transports.interface import SubscriptionUser
+from twistedcelery.transports.threads.listener import QueueListener
+from twistedcelery.transports.threads.thread import DedicatedThread, ThreadReactor
+
+__all__ = ["ThreadedSubscriber"]
+
+
+class ThreadedSubscriber:
+    """Consumes all queues of a client through one kombu connection in one thread.
+
+    The thread starts with the first subscription.
+
+    :param app: the Celery application, whose ``broker_read_url`` and options are used
+    """
+
+    def __init__(self, app: Any, reactor: ThreadReactor) -> None:
+        self._subscriptions: dict[_Subscription, None] = {}
+        self._waiting: dict[Deferred[Any], None] = {}
+        self._closed = False
+        self._thread = DedicatedThread(
+            reactor, "twistedcelery-subscribe", step=self._step, finish=self._release
+        )
+        self._listener = QueueListener(app, self._thread)
+
+    def subscribe(self, queue: Any, user: SubscriptionUser) -> _Subscription:
+        """As `twistedcelery.transports.interface.Subscriber.subscribe`."""
+        subscription = _Subscription(queue, user, self._subscriptions, self._cancelled)
+        self._subscriptions[subscription] = None
+        self._thread.submit(partial(self._listener.add, subscription))
+        return subscription
+
+    def purge(self, queues: Sequence[Any]) -> Deferred[int]:
+        """As `twistedcelery.transports.interface.Subscriber.purge`."""
+
+        def purge() -> int:
+            return self._listener.purge(queues)
+
+        return self._in_thread(purge)
+
+    def close(self) -> Deferred[None]:
+        """As `twistedcelery.transports.interface.Subscriber.close`.
+
+        Where the thread hangs in a blocking call of a driver it is left behind after
+        `twistedcelery.transports.threads.thread.STOP_LIMIT` seconds; it ends with that call and
+        does not keep the process alive.
+        """
+        self._closed = True
+        stopped = self._thread.stop()
+        for subscription in list(self._subscriptions):
+            subscription.ended(Disconnected("the client was disconnected"))
+        return stopped.addCallback(self._stopped)
+
+    def _stopped(self, _: None) -> None:
+        for waiter in list(self._waiting):
+            waiter.errback(Disconnected("the client was disconnected"))
+
+    def _cancelled(self, subscription: _Subscription) -> Deferred[None]:
+        def remove() -> None:
+            self._listener.remove(subscription)
+
+        # When it is closed, the thread does it as its last work.
+        return self._in_thread(remove).addErrback(lambda failure: failure.trap(Disconnected) and None)
+
+    def _in_thread(self, job: Callable[[], Any]) -> Deferred[Any]:
+        """Run a job that may raise a `PublishError`."""
+        if self._closed:
+            return fail(Disconnected("the client was disconnected"))
+        done: Deferred[Any] = Deferred()
+        self._waiting[done] = None
+
+        def ended(outcome: Any) -> Any:
+            del self._waiting[done]
+            return outcome
+
+        def settle(outcome: Any) -> None:
+            if done.called:
+                # Its holder has cancelled it, or the client was disconnected.
+                return
+            if isinstance(outcome, PublishError):
+                done.errback(outcome)
+            else:
+                done.callback(outcome)
+
+        def run() -> None:
+            try:
+                outcome = job()
+            except PublishError as error:
+                outcome = error
+            self._thread.post(settle, outcome)
+
+        self._thread.submit(run)
+        return done.addBoth(ended)
+
+    # In the thread
+
+    def _step(self) -> float | None:
+        return self._listener.step()
+
+    def _release(self) -> None:
+        self._listener.close()
+
+
+class _Subscription:
+    """One queue; what the thread tells of it reaches its user until it ends.
+
+    :param all_of_them: the subscriber's; this one leaves it when it ends
+    :param cancelled: has the thread give the queue up
+    """
+
+    def __init__(
+        self,
+        queue: Any,
+        user: SubscriptionUser,
+        all_of_them: dict[_Subscription, None],
+        cancelled: Callable[[_Subscription], Deferred[None]],
+    ) -> None:
+        self.queue = queue
+        self._user = user
+        self._all_of_them = all_of_them
+        self._cancelled = cancelled
+
+    def cancel(self) -> Deferred[None]:
+        """As `twistedcelery.transports.interface.Subscription.cancel`."""
+        self._all_of_them.pop(self, None)
+        return self._cancelled(self)
+
+    # What the thread posts
+
+    def consuming(self) -> None:
+        """Pass it on."""
+        if self in self._all_of_them:
+            self._user.consuming()
+
+    def received(self, message: IncomingMessage) -> None:
+        """Pass it on."""
+        if self in self._all_of_them:
+            self._user.received(message)
+
+    def interrupted(self, reason: BrokerUnavailable) -> None:
+        """Pass it on."""
+        if self in self._all_of_them:
+            self._user.interrupted(reason)
+
+    def ended(self, error: TwistedCeleryError) -> None:
+        """Pass it on; nothing follows."""
+        if self in self._all_of_them:
+            del self._all_of_them[self]
+            self._user.ended(error)
