@@ -23,8 +23,18 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"_types", "errors", "incoming", "message", "offline"}),
     frozenset({"appview", "call", "pacing", "replay", "revoker"}),
     frozenset({"encoder", "pending", "reply"}),
-    frozenset({"transports.deadlines", "transports.interface", "transports"}),
-    frozenset({"events", "replies", "transports.amqp", "transports.no_results", "transports.threads"}),
+    frozenset({"transports.connection", "transports.deadlines", "transports.interface"}),
+    frozenset({"transports.failover", "transports.publication", "transports.tls", "transports"}),
+    frozenset(
+        {
+            "events",
+            "replies",
+            "transports.amqp",
+            "transports.no_results",
+            "transports.redis",
+            "transports.threads",
+        }
+    ),
     frozenset({"control", "outbox", "transports.choose"}),
     frozenset({"workers"}),
     frozenset({"client"}),
@@ -37,7 +47,9 @@ LAYERS: tuple[frozenset[str], ...] = (
 #: Who may import what of others, as folders or modules of the package.
 PLACES = {
     "pika": {"transports.amqp.link"},
-    "OpenSSL": {"transports.amqp.brokers"},
+    "txredisapi": {"transports.redis.link"},
+    "redis": {"transports.redis"},
+    "OpenSSL": {"transports.tls"},
     "autobahn": {"wamp"},
     "crossbar": {"wamp"},
 }
@@ -99,7 +111,7 @@ def folder(name: str) -> str:
     return next(
         (
             names
-            for names in ("transports.amqp", "transports.threads", "wamp", "demo")
+            for names in ("transports.amqp", "transports.redis", "transports.threads", "wamp", "demo")
             if name == names or name.startswith(f"{names}.")
         ),
         name,

@@ -17,10 +17,10 @@ from twistedcelery.errors import (
     PublishError,
     PublishRejected,
 )
-from twistedcelery.transports.amqp.connection import Connection, State
 from twistedcelery.transports.amqp.declare import Declaration, declarations
 from twistedcelery.transports.amqp.delivery import Delivery
 from twistedcelery.transports.amqp.link import AmqpChannel, AmqpLink
+from twistedcelery.transports.connection import Connection, State
 from twistedcelery.transports.interface import SubscriptionUser
 
 __all__ = ["AmqpSubscriber"]
@@ -47,9 +47,9 @@ class AmqpSubscriber:
         self._waiters: list[Deferred[AmqpLink]] = []
         self._link: AmqpLink | None = None
         self._reason: BrokerUnavailable | None = None
-        self._connection: Connection
+        self._connection: Connection[AmqpLink]
 
-    def use(self, connection: Connection) -> AmqpSubscriber:
+    def use(self, connection: Connection[AmqpLink]) -> AmqpSubscriber:
         """Consume over a connection, whose user this is."""
         self._connection = connection
         return self
