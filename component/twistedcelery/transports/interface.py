@@ -32,7 +32,8 @@ class Publisher(Protocol):
 
         :return: fires with ``None`` once the broker has taken the message, or fails with a
             `twistedcelery.errors.PublishError`, within the message's ``confirm_timeout`` or the
-            publisher's default. Cancelling it drops a message that was not sent yet.
+            publisher's default. Cancelling it drops a message that was not sent yet; one that may
+            have been sent fails with `twistedcelery.errors.PublishUnconfirmed`.
         """
 
     def close(self) -> Deferred[None]:

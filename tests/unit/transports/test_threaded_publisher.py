@@ -244,14 +244,15 @@ def test_a_transport_that_cannot_be_used_fails_at_once(setup, monkeypatch):
 
 
 def test_cancelling_drops_what_was_not_sent(setup):
-    """A cancelled message that waits is not sent; one that is being sent may arrive."""
+    """A cancelled message that waits is not sent; one that is being sent may arrive, and says so."""
     one = setup()
     one.broker.release.clear()
-    sending, _ = one.publish(b"sending")
+    sending, sending_outcome = one.publish(b"sending")
     queued, outcome = one.publish(b"queued")
     assert one.broker.sending.wait(5)
     sending.cancel()
     queued.cancel()
+    assert isinstance(sending_outcome[0], PublishUnconfirmed)
     assert isinstance(outcome[0], CancelledError)
     one.broker.release.set()
     assert one.outcome(one.publish(b"next")[1]) is None

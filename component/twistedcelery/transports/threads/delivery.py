@@ -7,6 +7,7 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 
+from twistedcelery.errors import PublishUnconfirmed
 from twistedcelery.message import OutgoingMessage
 
 __all__ = ["Delivery"]
@@ -20,7 +21,8 @@ class Delivery:
 
     :ivar message: what to send
     :ivar deadline: the end of its time, by the reactor's clock
-    :ivar done: fires when the broker has the message; its caller's. Cancelling it takes the token.
+    :ivar done: fires when the broker has the message; its caller's. Cancelling it takes the token;
+        what may have been sent by then fails with `PublishUnconfirmed`.
     :ivar last_error: the last failure to connect or to send; written by the thread
     :ivar maybe_sent: whether an earlier attempt may have reached the broker; written by the thread
     """
@@ -53,5 +55,7 @@ class Delivery:
         """As the reactor sees it: the caller knows how it ended."""
         return self.done.called
 
-    def _cancelled(self, _: Deferred[Any]) -> None:
-        self.take()
+    def _cancelled(self, done: Deferred[Any]) -> None:
+        if not self.take() or self.maybe_sent:
+            # Whoever cancelled has to know: a task that may run can still be revoked.
+            done.errback(PublishUnconfirmed("cancelled too late: the broker may or may not have the message"))
