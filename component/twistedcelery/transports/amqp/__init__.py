@@ -10,13 +10,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from kombu.utils.uuid import uuid
-from twisted.application.internet import backoffPolicy
 
 from twistedcelery.reply import ReplyDecoder
 from twistedcelery.transports.amqp.brokers import Brokers
-from twistedcelery.transports.amqp.connection import Connection
+from twistedcelery.transports.amqp.link import open_link
 from twistedcelery.transports.amqp.publisher import AmqpPublisher
 from twistedcelery.transports.amqp.results import AmqpResults
+from twistedcelery.transports.connection import Connection, backoff
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -24,10 +24,6 @@ if TYPE_CHECKING:
     from twistedcelery.transports.interface import ReplyReceiver
 
 __all__ = ["make_publisher", "make_results"]
-
-#: Seconds between attempts: from 0.1, growing, to 10, with a jitter so that many clients do not
-#: come back to a restarted broker all at once.
-_backoff = backoffPolicy(initialDelay=0.1, maxDelay=10.0, factor=1.5)
 
 
 def make_publisher(app: Celery, reactor: Any, publish_timeout: float) -> AmqpPublisher:
@@ -37,11 +33,11 @@ def make_publisher(app: Celery, reactor: Any, publish_timeout: float) -> AmqpPub
     """
     publisher = AmqpPublisher(reactor, publish_timeout)
     brokers = Brokers(app.connection_for_write(), reactor, app.conf.broker_heartbeat or 0)
-    return publisher.use(Connection(brokers, publisher, reactor, _backoff))
+    return publisher.use(Connection(brokers, publisher, reactor, backoff, open_link))
 
 
 def make_results(app: Celery, reactor: Any, receiver: ReplyReceiver) -> AmqpResults:
     """Consume replies from ``broker_read_url``. Connects when the first task is watched."""
     results = AmqpResults(reactor, receiver, ReplyDecoder(app), uuid())
     brokers = Brokers(app.connection_for_read(), reactor, app.conf.broker_heartbeat or 0)
-    return results.use(Connection(brokers, results, reactor, _backoff))
+    return results.use(Connection(brokers, results, reactor, backoff, open_link))

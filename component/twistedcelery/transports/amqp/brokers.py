@@ -11,19 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from OpenSSL import crypto
 from twisted.internet import endpoints
 from twisted.internet.interfaces import IStreamClientEndpoint
-from twisted.internet.ssl import (
-    Certificate,
-    CertificateOptions,
-    PrivateCertificate,
-    optionsForClientTLS,
-    trustRootFromCertificates,
-)
-from twisted.python.filepath import FilePath
 
 from twistedcelery.errors import ConfigurationError
+from twistedcelery.transports.tls import client_tls
 
 if TYPE_CHECKING:
     from kombu.connection import Connection
@@ -128,32 +120,11 @@ def _tls_options(host: str, settings: Mapping[str, Any]) -> Any:
             f"broker_use_ssl has {', '.join(sorted(unknown))}; accepted are ca_certs, certfile, keyfile, "
             "cert_reqs and server_hostname"
         )
-    try:
-        trust = None
-        if settings.get("ca_certs"):
-            trust = trustRootFromCertificates(_certificates(settings["ca_certs"]))
-        own = None
-        if settings.get("certfile"):
-            pem = FilePath(settings["certfile"]).getContent()
-            if settings.get("keyfile"):
-                pem += b"\n" + FilePath(settings["keyfile"]).getContent()
-            own = PrivateCertificate.loadPEM(pem)
-    except (OSError, crypto.Error) as problem:
-        raise ConfigurationError(f"broker_use_ssl names a file that cannot be used: {problem}") from problem
-    if settings.get("cert_reqs") == ssl.CERT_NONE:
-        identity = {} if own is None else {"privateKey": own.privateKey.original, "certificate": own.original}
-        return CertificateOptions(verify=False, **identity)
-    name = settings.get("server_hostname") or host
-    return optionsForClientTLS(name, trustRoot=trust, clientCertificate=own)
-
-
-def _certificates(path: str) -> list[Certificate]:
-    """Every certificate of a PEM bundle.
-
-    :raises ConfigurationError: when there is none
-    """
-    end = b"-----END CERTIFICATE-----"
-    parts = FilePath(path).getContent().split(end)[:-1]
-    if not parts:
-        raise ConfigurationError(f"broker_use_ssl names a file that has no certificate: {path}")
-    return [Certificate.loadPEM(part + end + b"\n") for part in parts]
+    return client_tls(
+        settings.get("server_hostname") or host,
+        setting="broker_use_ssl",
+        ca_certs=settings.get("ca_certs"),
+        certfile=settings.get("certfile"),
+        keyfile=settings.get("keyfile"),
+        verify=settings.get("cert_reqs") != ssl.CERT_NONE,
+    )

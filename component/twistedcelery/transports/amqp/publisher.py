@@ -21,11 +21,11 @@ from twistedcelery.errors import (
     Unroutable,
 )
 from twistedcelery.message import OutgoingMessage
-from twistedcelery.transports.amqp.connection import Connection, State
 from twistedcelery.transports.amqp.declarer import Declarer
 from twistedcelery.transports.amqp.link import AmqpChannel, AmqpLink
-from twistedcelery.transports.amqp.publication import Publication
+from twistedcelery.transports.connection import Connection, State
 from twistedcelery.transports.deadlines import Deadlines
+from twistedcelery.transports.publication import Publication
 
 __all__ = ["AmqpPublisher"]
 
@@ -72,9 +72,9 @@ class AmqpPublisher:
         self._channel: AmqpChannel | None = None
         self._declarer: Declarer | None = None
         self._reason: BrokerUnavailable | None = None
-        self._connection: Connection
+        self._connection: Connection[AmqpLink]
 
-    def use(self, connection: Connection) -> AmqpPublisher:
+    def use(self, connection: Connection[AmqpLink]) -> AmqpPublisher:
         """Publish over a connection, whose user this is."""
         self._connection = connection
         return self

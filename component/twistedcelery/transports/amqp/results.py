@@ -17,10 +17,10 @@ from twisted.python.failure import Failure
 from twistedcelery._types import Clock, Timer
 from twistedcelery.errors import BrokerAccessRefused, BrokerUnavailable, Disconnected, ResultError
 from twistedcelery.reply import ReplyDecoder
-from twistedcelery.transports.amqp.connection import Connection, State
 from twistedcelery.transports.amqp.declare import Declaration
 from twistedcelery.transports.amqp.delivery import Delivery
 from twistedcelery.transports.amqp.link import AmqpChannel, AmqpLink
+from twistedcelery.transports.connection import Connection, State
 from twistedcelery.transports.interface import ReplyReceiver
 
 __all__ = ["AmqpResults"]
@@ -61,9 +61,9 @@ class AmqpResults:
         self._delivered_tag = self._acked_tag = 0
         self._ack_timer: Timer | None = None
         self._reason: BrokerUnavailable | None = None
-        self._connection: Connection
+        self._connection: Connection[AmqpLink]
 
-    def use(self, connection: Connection) -> AmqpResults:
+    def use(self, connection: Connection[AmqpLink]) -> AmqpResults:
         """Consume over a connection, whose user this is."""
         self._connection = connection
         return self

@@ -12,8 +12,8 @@ from twisted.python.failure import Failure
 
 from twistedcelery.errors import BrokerUnavailable, PublishRejected
 from twistedcelery.message import OutgoingMessage
-from twistedcelery.transports.amqp.connection import Connection, ConnectionUser
 from twistedcelery.transports.amqp.declare import Declaration
+from twistedcelery.transports.connection import Connection, ConnectionUser
 
 __all__ = ["FakeBrokers", "FakeChannel", "FakeLink", "Network", "message", "outcomes_of", "refused"]
 

@@ -185,7 +185,7 @@ def options(settings: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         asked.update(named, hostname=hostname)
         return "options"
 
-    monkeypatch.setattr("twistedcelery.transports.amqp.brokers.optionsForClientTLS", remember)
+    monkeypatch.setattr("twistedcelery.transports.tls.optionsForClientTLS", remember)
     monkeypatch.setattr("twisted.internet.endpoints.wrapClientTLS", lambda creator, endpoint: creator)
     assert current("amqp://broker.example", broker_use_ssl=settings).endpoint == "options"
     return asked
@@ -219,7 +219,7 @@ def test_tls_settings(certificate, monkeypatch):
 def test_a_bundle_of_authorities(certificate, tmp_path, monkeypatch):
     """Every certificate of ``ca_certs`` is trusted."""
     trusted: list[Any] = []
-    monkeypatch.setattr("twistedcelery.transports.amqp.brokers.trustRootFromCertificates", trusted.extend)
+    monkeypatch.setattr("twistedcelery.transports.tls.trustRootFromCertificates", trusted.extend)
     bundle = tmp_path / "bundle.pem"
     bundle.write_text("a comment\n" + certificate[0].read_text() * 3)
     options({"ca_certs": str(bundle)}, monkeypatch)

@@ -11,7 +11,7 @@ from twisted.internet.defer import CancelledError, Deferred
 
 from tests.unit.transports.amqp.fakes import FakeLink, Network, outcomes_of
 from twistedcelery.errors import BrokerAccessRefused, BrokerUnavailable, ConfigurationError
-from twistedcelery.transports.amqp.connection import CLOSE_TIMEOUT, TRANSITIONS, Connection, Event, State
+from twistedcelery.transports.connection import CLOSE_TIMEOUT, TRANSITIONS, Connection, Event, State
 
 
 class User:

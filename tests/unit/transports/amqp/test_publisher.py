@@ -23,9 +23,9 @@ from twistedcelery.errors import (
     Unroutable,
 )
 from twistedcelery.message import OutgoingMessage
-from twistedcelery.transports.amqp.connection import State
 from twistedcelery.transports.amqp.declarer import MAX_REMEMBERED
 from twistedcelery.transports.amqp.publisher import AmqpPublisher
+from twistedcelery.transports.connection import State
 
 
 class Scene:

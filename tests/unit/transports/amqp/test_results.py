@@ -20,7 +20,6 @@ from twistedcelery.errors import (
     ResultError,
 )
 from twistedcelery.reply import ReplyDecoder
-from twistedcelery.transports.amqp.connection import State
 from twistedcelery.transports.amqp.delivery import Delivery
 from twistedcelery.transports.amqp.results import (
     ACK_DELAY,
@@ -30,6 +29,7 @@ from twistedcelery.transports.amqp.results import (
     PREFETCH,
     AmqpResults,
 )
+from twistedcelery.transports.connection import State
 
 
 class Receiver:

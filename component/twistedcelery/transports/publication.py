@@ -1,4 +1,4 @@
-"""One message on its way to the broker, and how that can end."""
+"""One message on its way to the broker, whatever the protocol, and how that can end."""
 
 from __future__ import annotations
 

@@ -1,23 +1,26 @@
-"""A connection to the broker that is made again whenever it is lost."""
+"""A connection to a server that is made again whenever it is lost, whatever the protocol."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from enum import Enum, auto
-from typing import Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
+from twisted.application.internet import backoffPolicy
 from twisted.internet import defer
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from twistedcelery._types import Clock, Timer
 from twistedcelery.errors import BrokerUnavailable
-from twistedcelery.transports.amqp.brokers import Broker
-from twistedcelery.transports.amqp.link import AmqpLink, open_link
 
-__all__ = ["Connection", "ConnectionUser", "State"]
+__all__ = ["Connection", "ConnectionUser", "Link", "State", "backoff"]
 
 _log = Logger()
+
+#: Seconds between attempts: from 0.1, growing, to 10, with a jitter so that many clients do not
+#: come back to a restarted server all at once.
+backoff = backoffPolicy(initialDelay=0.1, maxDelay=10.0, factor=1.5)
 
 #: Seconds that closing in good order may take before the connection is dropped.
 CLOSE_TIMEOUT = 3.0
@@ -27,8 +30,8 @@ class State(Enum):
     """Where a connection stands."""
 
     IDLE = auto()  #: not asked for yet
-    CONNECTING = auto()  #: TCP, TLS and the AMQP handshake
-    PREPARING = auto()  #: its user opens channels and declares
+    CONNECTING = auto()  #: TCP, TLS and the handshake
+    PREPARING = auto()  #: its user makes the link ready
     UP = auto()
     WAITING = auto()  #: for the next attempt
     CLOSING = auto()
@@ -65,11 +68,28 @@ TRANSITIONS: Mapping[tuple[State, Event], State] = {
 }
 
 
-class ConnectionUser(Protocol):
+class Link(Protocol):
+    """An open connection of some protocol; it ends once, and is not used again."""
+
+    def on_lost(self, callback: Callable[[BrokerUnavailable], None], /) -> None:
+        """Be told, once, that the connection has ended, whoever ended it."""
+
+    def close(self) -> None:
+        """Begin to close in good order."""
+
+    def abort(self) -> None:
+        """End the connection now."""
+
+
+L = TypeVar("L", bound=Link)
+L_contra = TypeVar("L_contra", bound=Link, contravariant=True)
+
+
+class ConnectionUser(Protocol[L_contra]):
     """Who a connection is kept for."""
 
-    def prepare(self, link: AmqpLink) -> defer.Deferred[None]:
-        """Open channels and declare on a new link; the connection is up once this fires."""
+    def prepare(self, link: L_contra, /) -> defer.Deferred[None]:
+        """Make a new link ready for use; the connection is up once this fires."""
 
     def connection_up(self) -> None:
         """The prepared link may be used."""
@@ -78,44 +98,66 @@ class ConnectionUser(Protocol):
         """The link, or an attempt to make one, came to nothing. Another attempt follows."""
 
 
-class BrokerList(Protocol):
-    """As `twistedcelery.transports.amqp.brokers.Brokers`."""
+class Server(Protocol):
+    """One server to try.
+
+    :ivar endpoint: where to connect
+    :ivar parameters: what the opener needs for the handshake
+    :ivar address: for people to read; without the password
+    """
+
+    @property
+    def endpoint(self) -> Any: ...
+
+    @property
+    def parameters(self) -> Any: ...
+
+    @property
+    def address(self) -> str: ...
+
+
+class ServerList(Protocol):
+    """The servers that one setting names, in the order in which to try them.
+
+    :ivar connect_timeout: seconds for one attempt
+    """
 
     connect_timeout: float
 
-    def current(self) -> Broker: ...
+    def current(self) -> Server: ...
 
     def advance(self) -> None: ...
 
 
-class Connection:
-    """Keeps one link to one of several brokers.
+class Connection(Generic[L]):
+    """Keeps one link to one of several servers.
 
-    :param brokers: where to connect; after each failure the next one is tried
+    :param servers: where to connect; after each failure the next one is tried
     :param user: is told when the link comes and goes
     :param reactor: for time
     :param backoff: seconds to wait after so many failures in a row
         (`twisted.application.internet.backoffPolicy`)
-    :param opener: connects and shakes hands
+    :param opener: connects and shakes hands, given an endpoint, its parameters and the reactor.
+        Cancelling it drops the connection.
     """
 
     def __init__(
         self,
-        brokers: BrokerList,
-        user: ConnectionUser,
+        servers: ServerList,
+        user: ConnectionUser[L],
         reactor: Clock,
         backoff: Callable[[int], float],
-        opener: Callable[..., defer.Deferred[AmqpLink]] = open_link,
+        opener: Callable[[Any, Any, Any], defer.Deferred[L]],
     ) -> None:
         self.state = State.IDLE
-        self._brokers = brokers
+        self._servers = servers
         self._user = user
         self._reactor = reactor
         self._backoff = backoff
         self._opener = opener
         self._failures = 0
         self._address = ""
-        self._link: AmqpLink | None = None
+        self._link: L | None = None
         self._attempt: defer.Deferred[None] | None = None
         self._timer: Timer | None = None
         self._closed_waiters: list[defer.Deferred[None]] = []
@@ -154,18 +196,18 @@ class Connection:
 
     def _connect(self) -> None:
         try:
-            broker = self._brokers.current()
+            server = self._servers.current()
         except Exception as error:
             # Settings, or the function that makes a password: what is wrong may be put right later.
             reason = BrokerUnavailable(str(error) or type(error).__name__)
             reason.__cause__ = error
             self._lost(reason)
             return
-        self._address = broker.address
-        # One limit for the whole attempt: a broker that accepts and never answers is no broker.
-        limit = self._brokers.connect_timeout
+        self._address = server.address
+        # One limit for the whole attempt: a broker that accepts and never answers is no server.
+        limit = self._servers.connect_timeout
         attempt: defer.Deferred[None] = self._opener(
-            broker.endpoint, broker.parameters, self._reactor
+            server.endpoint, server.parameters, self._reactor
         ).addCallback(self._opened)
         self._attempt = attempt
         attempt.addTimeout(limit, self._reactor)  # type: ignore[arg-type]  # a zope interface
@@ -173,7 +215,7 @@ class Connection:
             self._prepared, self._attempt_failed, callbackArgs=(attempt,), errbackArgs=(attempt, limit)
         )
 
-    def _opened(self, link: AmqpLink) -> defer.Deferred[None]:
+    def _opened(self, link: L) -> defer.Deferred[None]:
         if not self._move(Event.OPENED):
             # Of an attempt that was given up.
             link.abort()
@@ -206,7 +248,7 @@ class Connection:
         if link is not None:
             link.abort()
 
-    def _link_lost(self, link: AmqpLink, reason: BrokerUnavailable) -> None:
+    def _link_lost(self, link: L, reason: BrokerUnavailable) -> None:
         if link is not self._link:
             # One that was given up before; its end is no news.
             return
@@ -226,7 +268,7 @@ class Connection:
             attempt.cancel()
         delay = self._backoff(self._failures)
         self._failures += 1
-        self._brokers.advance()
+        self._servers.advance()
         described = type(reason)(f"{self._address}: {reason}")
         described.__cause__ = reason
         _log.warn("no connection: {reason}; trying again in {delay:.1f} s", reason=described, delay=delay)
