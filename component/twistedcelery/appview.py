@@ -27,8 +27,9 @@ class OfflineBackend(Backend):
     exceptions are rebuilt.
     """
 
-    # A setting that the real backend may well support; this one must not warn about it.
+    # Settings that the real backend may well support; this one must not warn about them.
     supports_failure_expires = True
+    supports_result_compression = True
 
     def on_task_call(self, producer: Any, task_id: str) -> None:
         """Nothing to prepare: the client's own result source watches the task."""

@@ -23,8 +23,9 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"_types", "errors", "message"}),
     frozenset({"appview", "call", "pacing", "revoker"}),
     frozenset({"encoder", "pending", "reply"}),
-    frozenset({"transports.deadlines", "transports.interface", "transports"}),
-    frozenset({"transports.amqp", "transports.no_results", "transports.threads"}),
+    frozenset({"transports.connection", "transports.deadlines", "transports.interface"}),
+    frozenset({"transports.publication", "transports.tls", "transports"}),
+    frozenset({"transports.amqp", "transports.no_results", "transports.redis", "transports.threads"}),
     frozenset({"outbox", "transports.choose"}),
     frozenset({"client"}),
     frozenset({""}),
@@ -36,7 +37,9 @@ LAYERS: tuple[frozenset[str], ...] = (
 #: Who may import what of others, as folders or modules of the package.
 PLACES = {
     "pika": {"transports.amqp.link"},
-    "OpenSSL": {"transports.amqp.brokers"},
+    "txredisapi": {"transports.redis.link"},
+    "redis": {"transports.redis"},
+    "OpenSSL": {"transports.tls"},
     "autobahn": {"wamp"},
     "crossbar": {"wamp"},
 }
@@ -98,7 +101,7 @@ def folder(name: str) -> str:
     return next(
         (
             names
-            for names in ("transports.amqp", "transports.threads", "wamp", "demo")
+            for names in ("transports.amqp", "transports.redis", "transports.threads", "wamp", "demo")
             if name == names or name.startswith(f"{names}.")
         ),
         name,

@@ -6,6 +6,7 @@ none of Celery's consumers.
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from twistedcelery.errors import ConfigurationError
@@ -21,6 +22,7 @@ __all__ = ["TRANSPORTS", "choose"]
 TRANSPORTS = ("auto", "threads")
 
 _AMQP = frozenset({"amqp", "amqps", "pyamqp", "librabbitmq"})
+_REDIS = frozenset({"redis", "rediss"})
 
 
 def choose(
@@ -46,10 +48,15 @@ def choose(
 
 
 def _publisher(app: Celery, reactor: Any, publish_timeout: float, native: bool) -> Publisher:
-    if native and _is_amqp(app, app.conf.broker_write_url):
+    scheme = _broker_scheme(app, app.conf.broker_write_url)
+    if native and scheme in _AMQP:
         from twistedcelery.transports import amqp
 
         return amqp.make_publisher(app, reactor, publish_timeout)
+    if native and scheme in _REDIS and _can_redis(app.conf.broker_write_url):
+        from twistedcelery.transports import redis
+
+        return redis.make_publisher(app, reactor, publish_timeout)
     from twistedcelery.transports.threads.publisher import ThreadedPublisher
 
     return ThreadedPublisher(app, reactor, publish_timeout)
@@ -63,24 +70,37 @@ def _results(app: Celery, reactor: Any, receiver: ReplyReceiver, native: bool) -
         from twistedcelery.transports.no_results import NoResults
 
         return NoResults()
-    if native and scheme == "rpc" and _is_amqp(app, app.conf.broker_read_url):
+    if native and scheme == "rpc" and _broker_scheme(app, app.conf.broker_read_url) in _AMQP:
         from twistedcelery.transports import amqp
 
         return amqp.make_results(app, reactor, receiver)
+    if native and scheme in _REDIS and _can_redis(backend, app.conf.get("redis_backend_credential_provider")):
+        from twistedcelery.transports import redis
+
+        return redis.make_results(app, reactor, receiver)
     from twistedcelery.transports.threads.results import ThreadedResults
 
     return ThreadedResults(app, reactor, receiver)
 
 
-def _is_amqp(app: Celery, url: Any) -> bool:
-    """Whether a broker speaks AMQP 0-9-1, as kombu decides it."""
+def _broker_scheme(app: Celery, url: Any) -> str:
+    """Which of kombu's transports serves a broker, as kombu decides it."""
     if not isinstance(url, str):
         # A failover list; kombu takes the transport of its first broker for all.
         url = next(iter(url or ()), None)
-    transport = app.conf.broker_transport
+    transport: str | None = app.conf.broker_transport
     if url is not None and "://" in url:
         transport = _scheme(url)
-    return (transport or "amqp") in _AMQP
+    return transport or "amqp"
+
+
+def _can_redis(url: Any, credential_provider: Any = None) -> bool:
+    """Whether the native client can serve a Redis: its extra is installed, and nothing asks for more.
+
+    A credential provider of redis-py's may block for as long as it likes, so it is for the threads.
+    """
+    asks_for_more = credential_provider or "credential_provider=" in str(url)
+    return not asks_for_more and find_spec("txredisapi") is not None and find_spec("redis") is not None
 
 
 def _scheme(url: str) -> str | None:

@@ -243,15 +243,22 @@ def make_parts(name: str, request, tmp_path) -> Parts:
         return FilesystemParts(tmp_path)
     if name == "filesystem, sqlite":
         return SqlParts(tmp_path)
-    if name == "redis":
+    if name.startswith("redis"):
         server = request.getfixturevalue("redis_server")
-        return NetworkParts(server.url(0), server.url(1), server.port)
+        return NetworkParts(server.url(0), server.url(1), server.port, native=name == "redis, native")
     broker_url = request.getfixturevalue("broker_url")
     port = request.getfixturevalue("rabbitmq").port
     return AmqpParts(broker_url, port, native=name == "amqp, native")
 
 
-IMPLEMENTATIONS = ("filesystem, file", "filesystem, sqlite", "redis", "amqp, threads", "amqp, native")
+IMPLEMENTATIONS = (
+    "filesystem, file",
+    "filesystem, sqlite",
+    "redis, threads",
+    "redis, native",
+    "amqp, threads",
+    "amqp, native",
+)
 
 
 def message(queue: str, number: int = 0, **changes: Any) -> OutgoingMessage:

@@ -33,11 +33,29 @@ def chosen(transport="auto", **config):
             ("AmqpPublisher", "AmqpResults"),
         ),
         ({"result_backend": "rpc://"}, ("AmqpPublisher", "AmqpResults")),
-        ({"broker_url": "amqp://", "result_backend": "redis://"}, ("AmqpPublisher", "ThreadedResults")),
+        ({"broker_url": "amqp://", "result_backend": "redis://"}, ("AmqpPublisher", "RedisResults")),
         ({"broker_url": "amqp://", "result_backend": "db+sqlite://"}, ("AmqpPublisher", "ThreadedResults")),
         ({"broker_url": "amqp://"}, ("AmqpPublisher", "NoResults")),
         ({"broker_url": "amqp://", "result_backend": "disabled://"}, ("AmqpPublisher", "NoResults")),
-        ({"broker_url": "redis://", "result_backend": "redis://"}, ("ThreadedPublisher", "ThreadedResults")),
+        ({"broker_url": "redis://", "result_backend": "redis://"}, ("RedisPublisher", "RedisResults")),
+        (
+            {"broker_url": "rediss://h?ssl_cert_reqs=required", "result_backend": "redis+socket:///s"},
+            ("RedisPublisher", "RedisResults"),
+        ),
+        ({"broker_url": "redis://", "result_backend": "rpc://"}, ("RedisPublisher", "ThreadedResults")),
+        ({"broker_url": "redis://", "result_backend": "file:///tmp"}, ("RedisPublisher", "ThreadedResults")),
+        (
+            {"broker_url": "sentinel://h", "result_backend": "sentinel://h"},
+            ("ThreadedPublisher", "ThreadedResults"),
+        ),
+        (
+            {
+                "broker_url": "redis://h?credential_provider=a.B",
+                "result_backend": "redis://h",
+                "redis_backend_credential_provider": "a.B",
+            },
+            ("ThreadedPublisher", "ThreadedResults"),
+        ),
         ({"broker_url": "memory://", "result_backend": "rpc://"}, ("ThreadedPublisher", "ThreadedResults")),
         (
             {"broker_url": "sqla+sqlite://", "result_backend": "cache+memory://"},
@@ -45,14 +63,21 @@ def chosen(transport="auto", **config):
         ),
         (
             {"broker_write_url": "redis://", "broker_read_url": "amqp://", "result_backend": "rpc://"},
-            ("ThreadedPublisher", "AmqpResults"),
+            ("RedisPublisher", "AmqpResults"),
         ),
-        ({"broker_url": "hostname", "broker_transport": "redis"}, ("ThreadedPublisher", "NoResults")),
+        ({"broker_url": "hostname", "broker_transport": "redis"}, ("RedisPublisher", "NoResults")),
     ],
 )
 def test_native_where_there_is_a_native_transport(config, expected):
-    """AMQP brokers, and ``rpc://`` over them, are native; the rest is for threads; nothing is nothing."""
+    """AMQP with ``rpc://``, and Redis, are native; the rest is for threads; nothing is nothing."""
     assert chosen(**config) == expected
+
+
+def test_redis_without_its_extra_is_for_the_threads(monkeypatch):
+    """Without txredisapi redis-py alone does for the threads."""
+    monkeypatch.setattr("twistedcelery.transports.choose.find_spec", lambda name: None)
+    config = {"broker_url": "redis://", "result_backend": "redis://"}
+    assert chosen(**config) == ("ThreadedPublisher", "ThreadedResults")
 
 
 def test_threads_can_be_asked_for():

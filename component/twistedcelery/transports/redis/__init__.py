@@ -1,0 +1,50 @@
+"""The native Redis transport: txredisapi's protocol, no threads. Needs the extra ``redis``.
+
+`publisher` keeps one `twistedcelery.transports.connection`, `results` two: `subscriptions` and
+`reads`. `servers` says where to go and `link` is one live connection; txredisapi is imported in
+`link` alone. `recorder` and `stored` are kombu's and Celery's own code for what is on Redis.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from twistedcelery.transports.connection import Connection, backoff
+from twistedcelery.transports.redis.link import open_link, open_subscriber
+from twistedcelery.transports.redis.publisher import RedisPublisher
+from twistedcelery.transports.redis.reads import Reads
+from twistedcelery.transports.redis.recorder import Recorder
+from twistedcelery.transports.redis.results import RedisResults
+from twistedcelery.transports.redis.servers import Servers
+from twistedcelery.transports.redis.stored import StoredStates
+from twistedcelery.transports.redis.subscriptions import Subscriptions
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+    from twistedcelery.transports.interface import ReplyReceiver
+
+__all__ = ["make_publisher", "make_results"]
+
+
+def make_publisher(app: Celery, reactor: Any, publish_timeout: float) -> RedisPublisher:
+    """Publish to ``broker_write_url``. Connects at the first message.
+
+    :param publish_timeout: seconds for Redis to take a message, connecting included
+    """
+    kombu = app.connection_for_write()
+    publisher = RedisPublisher(reactor, publish_timeout, lambda: Recorder(kombu))
+    servers = Servers(lambda: Recorder(kombu).pool, kombu.maybe_switch_next, reactor, "broker_url")
+    return publisher.use(Connection(servers, publisher, reactor, backoff, open_link))
+
+
+def make_results(app: Celery, reactor: Any, receiver: ReplyReceiver) -> RedisResults:
+    """Follow the states in ``result_backend``. Connects when the first task is watched."""
+    states = StoredStates(app)
+    results = RedisResults(reactor, receiver, states)
+    servers = Servers(lambda: states.pool, lambda: None, reactor, "result_backend")
+    subscriptions = Subscriptions(results)
+    subscriptions.use(Connection(servers, subscriptions, reactor, backoff, open_subscriber))
+    reads = Reads(reactor, results.found)
+    reads.use(Connection(servers, reads, reactor, backoff, open_link))
+    return results.use(subscriptions, reads)

@@ -1,0 +1,238 @@
+"""States and results from Celery's Redis result backend, pushed.
+
+A worker stores each state under the task's key, and publishes it on a channel of that name. One
+connection is subscribed for all tasks that are waited for; a second one reads what was stored
+before the subscription, at first and after a lost connection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from twisted.internet.defer import Deferred, fail, gatherResults
+from twisted.python.failure import Failure
+
+from twistedcelery._types import Clock, Timer
+from twistedcelery.errors import (
+    BrokerAccessRefused,
+    BrokerUnavailable,
+    Disconnected,
+    PublishRejected,
+    ResultBackendUnavailable,
+    ResultError,
+    TwistedCeleryError,
+)
+from twistedcelery.transports.interface import ReplyReceiver
+from twistedcelery.transports.redis.reads import Reads
+from twistedcelery.transports.redis.stored import StoredStates
+from twistedcelery.transports.redis.subscriptions import Subscriptions
+
+__all__ = ["RedisResults"]
+
+
+class RedisResults:
+    """A `twistedcelery.transports.interface.ResultSource` on Celery's Redis result backend.
+
+    :param reactor: for time
+    :param receiver: is told of each state
+    :param states: knows keys and payloads
+    :param give_up_after: seconds that Redis may be away before the tasks that wait for it fail
+        with `twistedcelery.errors.ResultBackendUnavailable`
+    """
+
+    available = True
+    reply_to: str | None = None
+
+    def __init__(
+        self, reactor: Clock, receiver: ReplyReceiver, states: StoredStates, give_up_after: float = 30.0
+    ) -> None:
+        self._reactor = reactor
+        self._receiver = receiver
+        self._states = states
+        self._give_up_after = give_up_after
+        self._watched: dict[bytes, _Watch] = {}
+        # What was read, until it is known that nothing of the kind was published before.
+        self._found: dict[bytes, bytes] = {}
+        self._closed = False
+        self._reason: BrokerUnavailable | None = None
+        self._away: Timer | None = None
+        self._subscriptions: Subscriptions
+        self._reads: Reads
+
+    def use(self, subscriptions: Subscriptions, reads: Reads) -> RedisResults:
+        """Get states over two connections, whose owner this is."""
+        self._subscriptions = subscriptions
+        self._reads = reads
+        return self
+
+    @property
+    def connected(self) -> bool:
+        """Whether a state stored now would be seen at once."""
+        return self._subscriptions.connected and not self._closed
+
+    def watch(self, task_id: str) -> Deferred[None] | None:
+        """As `twistedcelery.transports.interface.ResultSource.watch`."""
+        if self._closed:
+            return fail(Disconnected("the connection for results was closed by disconnect()"))
+        try:
+            key = self._states.key(task_id)
+        except TwistedCeleryError as error:
+            return fail(error)
+        watch = self._watched.get(key)
+        if watch is None:
+            watch = self._watched[key] = _Watch(task_id)
+            self._reads.start()
+            self._subscriptions.add(key)
+            if not self._subscriptions.connected:
+                self._begin_to_give_up()
+        if watch.placed:
+            return None
+        waiter: Deferred[None] = Deferred(self._gave_up)
+        watch.waiters.append(waiter)
+        return waiter
+
+    def forget(self, task_id: str) -> None:
+        """As `twistedcelery.transports.interface.ResultSource.forget`."""
+        if not self._watched:
+            return
+        key = self._states.key(task_id)
+        if self._watched.pop(key, None) is not None:
+            self._unlisten(key)
+
+    def _unlisten(self, key: bytes) -> None:
+        self._subscriptions.discard(key)
+        self._reads.discard(key)
+        self._found.pop(key, None)
+
+    def close(self) -> Deferred[None]:
+        """As `twistedcelery.transports.interface.ResultSource.close`."""
+        self._closed = True
+        self._stop_giving_up()
+        watched, self._watched = self._watched, {}
+        closed = gatherResults([self._subscriptions.close(), self._reads.close()])
+        for watch in watched.values():
+            watch.fail(Disconnected("the client was disconnected before the task was sent"))
+        return closed.addCallback(lambda _: None)
+
+    # The owner of the subscriptions
+
+    def subscribed(self, key: bytes) -> None:
+        """No later state is missed; an earlier one may be there already."""
+        watch = self._watched.get(key)
+        if watch is not None:
+            self._found.pop(key, None)
+            self._reads.add(key)
+            watch.place()
+
+    def message(self, key: bytes, payload: bytes) -> None:
+        """A state was stored. What was read is older, or the same."""
+        self._reads.discard(key)
+        self._found.pop(key, None)
+        self._tell(key, payload)
+
+    def found(self, key: bytes, payload: bytes) -> None:
+        """A state was read. Earlier ones may still be on their way over the other connection."""
+        self._found[key] = payload
+        self._subscriptions.catch_up(lambda: self._caught_up(key, payload))
+
+    def _caught_up(self, key: bytes, payload: bytes) -> None:
+        if self._found.get(key) is payload:
+            del self._found[key]
+            self._tell(key, payload)
+
+    def refused(self, key: bytes, error: PublishRejected) -> None:
+        """The task cannot be watched."""
+        watch = self._watched.pop(key, None)
+        if watch is not None:
+            self._reads.discard(key)
+            self._end(watch, f"Redis does not allow the subscription: {error}")
+
+    def up(self) -> None:
+        """Everybody may go on waiting."""
+        self._reason = None
+        self._stop_giving_up()
+
+    def lost(self, reason: BrokerUnavailable) -> None:
+        """Wait for the next link, but not for a password that is wrong."""
+        self._reason = reason
+        self._found.clear()
+        if isinstance(reason, BrokerAccessRefused):
+            self._end_all(lambda watch: not watch.placed)
+        elif self._watched:
+            self._begin_to_give_up()
+
+    def _tell(self, key: bytes, payload: bytes) -> None:
+        watch = self._watched.get(key)
+        if watch is None:
+            return
+        try:
+            meta = self._states.decode(payload)
+        except ResultError as error:
+            self.forget(watch.task_id)
+            self._receiver.reply_failed(watch.task_id, error)
+            return
+        self._receiver.state_changed(watch.task_id, meta)
+
+    # Giving up
+
+    def _gave_up(self, waiter: Deferred[None]) -> None:
+        waiter.errback(Failure(self._unavailable("it takes too long")))
+
+    def _begin_to_give_up(self) -> None:
+        if self._away is None and not self._closed:
+            self._away = self._reactor.callLater(self._give_up_after, self._give_up)
+
+    def _stop_giving_up(self) -> None:
+        if self._away is not None:
+            self._away.cancel()
+            self._away = None
+
+    def _give_up(self) -> None:
+        self._away = None
+        self._end_all(lambda _watch: True)
+
+    def _end_all(self, which: Callable[[_Watch], bool]) -> None:
+        ended = [key for key, watch in self._watched.items() if which(watch)]
+        for key in ended:
+            watch = self._watched.pop(key, None)
+            if watch is not None:
+                self._unlisten(key)
+                self._end(watch, "")
+
+    def _end(self, watch: _Watch, why: str) -> None:
+        if watch.waiters:
+            watch.fail(self._unavailable(why))
+        elif watch.placed:
+            self._receiver.reply_failed(watch.task_id, self._unavailable(why))
+
+    def _unavailable(self, why: str) -> ResultBackendUnavailable:
+        error = ResultBackendUnavailable(f"no connection to the result backend: {self._reason or why}")
+        error.__cause__ = self._reason
+        return error
+
+
+class _Watch:
+    """A task that somebody waits for.
+
+    :ivar placed: whether it may be published without a state being missed
+    """
+
+    __slots__ = ("placed", "task_id", "waiters")
+
+    def __init__(self, task_id: str) -> None:
+        self.task_id = task_id
+        self.placed = False
+        self.waiters: list[Deferred[None]] = []
+
+    def place(self) -> None:
+        self.placed = True
+        waiters, self.waiters = self.waiters, []
+        for waiter in waiters:
+            if not waiter.called:
+                waiter.callback(None)
+
+    def fail(self, error: TwistedCeleryError) -> None:
+        waiters, self.waiters = self.waiters, []
+        for waiter in waiters:
+            if not waiter.called:
+                waiter.errback(Failure(type(error)(*error.args)))

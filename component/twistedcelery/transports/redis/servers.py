@@ -1,0 +1,130 @@
+"""Where Redis is: redis-py's own reading of Celery's settings in, endpoints and parameters out.
+
+kombu's transport and Celery's result backend each make a redis-py connection pool of URLs, query
+strings, transport options and ``redis_*`` settings. The pool is asked; it is never connected.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from redis import SSLConnection, UnixDomainSocketConnection
+from twisted.internet import endpoints
+from twisted.internet.interfaces import IStreamClientEndpoint
+
+from twistedcelery.errors import ConfigurationError
+from twistedcelery.transports.redis.link import LinkParameters
+from twistedcelery.transports.tls import client_tls
+
+__all__ = ["Server", "Servers"]
+
+#: Seconds between checks of a connection, where no setting says otherwise.
+CHECK_INTERVAL = 25.0
+
+#: Seconds for one attempt to connect, where no setting says otherwise.
+CONNECT_TIMEOUT = 4.0
+
+#: What redis-py can do with TLS and `client_tls` cannot: attributes of its connections.
+_UNSUPPORTED = (
+    "ca_path",
+    "ca_data",
+    "certificate_password",
+    "ssl_validate_ocsp",
+    "ssl_validate_ocsp_stapled",
+    "ssl_min_version",
+    "ssl_ciphers",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """One server to try.
+
+    :ivar address: for people to read; without the password
+    """
+
+    endpoint: IStreamClientEndpoint
+    parameters: LinkParameters
+    address: str
+
+
+class Servers:
+    """The servers that one setting names, in the order in which to try them.
+
+    :param make_pool: makes a redis-py connection pool for the server to try now
+    :param turn: turns to the next server
+    :param reactor: for endpoints
+    :param setting: the setting's name, for errors
+    """
+
+    def __init__(
+        self, make_pool: Callable[[], Any], turn: Callable[[], object], reactor: Any, setting: str
+    ) -> None:
+        self._make_pool = make_pool
+        self._turn = turn
+        self._reactor = reactor
+        self._setting = setting
+        self.connect_timeout = CONNECT_TIMEOUT
+
+    def current(self) -> Server:
+        """The server to try now.
+
+        :raises ConfigurationError: for settings that redis-py or we cannot use
+        """
+        try:
+            pool = self._make_pool()
+            # redis-py's reading of all options; it connects when it is first used, and it is not.
+            read: Any = pool.connection_class(**pool.connection_kwargs)
+        except Exception as problem:
+            # kombu, Celery and redis-py check their settings with errors of all kinds.
+            raise ConfigurationError(f"{self._setting} cannot be used: {problem}") from problem
+        self.connect_timeout = float(getattr(read, "socket_connect_timeout", None) or CONNECT_TIMEOUT)
+        return Server(
+            self._endpoint(read),
+            LinkParameters(
+                username=read.username or None,
+                password=read.password or None,
+                db=int(read.db),
+                name=read.client_name,
+                check_interval=float(read.health_check_interval or CHECK_INTERVAL),
+            ),
+            _address(read),
+        )
+
+    def advance(self) -> None:
+        """Turn to the next server; with one server there is nothing to turn to."""
+        self._turn()
+
+    def _endpoint(self, read: Any) -> Any:
+        if isinstance(read, UnixDomainSocketConnection):
+            return endpoints.UNIXClientEndpoint(self._reactor, read.path)
+        endpoint: Any = endpoints.HostnameEndpoint(self._reactor, read.host, int(read.port))
+        if not isinstance(read, SSLConnection):
+            return endpoint
+        unsupported = [name for name in _UNSUPPORTED if getattr(read, name, None)]
+        if unsupported:
+            raise ConfigurationError(
+                f"{self._setting}: the native Redis transport knows no {', '.join(unsupported)}; "
+                'transport="threads" does'
+            )
+        tls = client_tls(
+            read.host,
+            setting=self._setting,
+            ca_certs=read.ca_certs,
+            certfile=read.certfile,
+            keyfile=read.keyfile,
+            verify=read.cert_reqs != ssl.CERT_NONE,
+            check_hostname=bool(read.check_hostname),
+        )
+        return endpoints.wrapClientTLS(tls, endpoint)
+
+
+def _address(read: Any) -> str:
+    user = f"{read.username}@" if read.username else ""
+    if isinstance(read, UnixDomainSocketConnection):
+        return f"redis+socket://{user}{read.path}?virtual_host={read.db}"
+    scheme = "rediss" if isinstance(read, SSLConnection) else "redis"
+    return f"{scheme}://{user}{read.host}:{read.port}/{read.db}"
