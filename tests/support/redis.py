@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 from tests.support.debian import require
@@ -12,11 +13,22 @@ __all__ = ["RedisServer"]
 
 
 class RedisServer:
-    """A redis-server that keeps nothing on disk. Its methods block."""
+    """A redis-server that keeps nothing on disk, unless asked to. Its methods block.
 
-    def __init__(self, directory: Path) -> None:
+    :param options: redis.conf's, such as ``appendonly="yes"``; dashes as underscores
+    """
+
+    def __init__(self, directory: Path, **options: object) -> None:
         self.port = free_port()
-        options = {"port": self.port, "bind": "127.0.0.1", "save": "", "appendonly": "no", "dir": directory}
+        options = {
+            "port": self.port,
+            "bind": "127.0.0.1",
+            "save": "",
+            "appendonly": "no",
+            "dir": directory,
+            **{name.replace("_", "-"): value for name, value in options.items()},
+        }
+        self._greeting = b"-NOAUTH" if "requirepass" in options else b"+PONG"
         command = [str(require("redis-server"))]
         for option, value in options.items():
             command += [f"--{option}", str(value)]
@@ -30,12 +42,23 @@ class RedisServer:
         """Start it, on the same port as before, and wait until it answers a PING."""
         self.process.start()
         self.process.wait_until(
-            lambda: reachable(self.port, send=b"PING\r\n", expect=b"+PONG"), timeout=20, what="it answers"
+            lambda: reachable(self.port, send=b"PING\r\n", expect=self._greeting),
+            timeout=20,
+            what="it answers",
         )
 
     def kill(self) -> None:
         """Kill it (SIGKILL). All data is lost."""
         self.process.kill()
+
+    def freeze(self) -> None:
+        """Let it be connected to, and never answer, until `thaw`."""
+        self.process.signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Undo `freeze`."""
+        if self.process.running:
+            self.process.signal(signal.SIGCONT)
 
     def stop(self) -> None:
         """Stop it. Safe to call twice."""

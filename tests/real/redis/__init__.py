@@ -1,0 +1,1 @@
+"""The native Redis transport on real servers and workers."""
