@@ -24,7 +24,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"appview", "call", "pacing", "revoker"}),
     frozenset({"encoder", "pending", "reply"}),
     frozenset({"transports.connection", "transports.deadlines", "transports.interface"}),
-    frozenset({"transports.publication", "transports.tls", "transports"}),
+    frozenset({"transports.failover", "transports.publication", "transports.tls", "transports"}),
     frozenset({"transports.amqp", "transports.no_results", "transports.redis", "transports.threads"}),
     frozenset({"outbox", "transports.choose"}),
     frozenset({"client"}),

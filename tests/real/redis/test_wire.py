@@ -157,7 +157,7 @@ async def test_queues_of_all_kinds(redis_server, queue):
             ),
         ):
             send("taskapp.add", (1, 2), task_id="an-id", **options)
-            expiries = {key: wire.redis.pttl(key) // 10_000 for key in wire.redis.scan_iter()}
+            expiries = {key: round(wire.redis.pttl(key), -4) for key in wire.redis.scan_iter()}
             # Of a sorted set with deadlines by the clock, its members.
             deadlines = wire.redis.zrange("_kombu.binding_deadlines", 0, -1)
             wire.redis.delete("_kombu.binding_deadlines")

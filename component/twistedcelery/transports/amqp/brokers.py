@@ -15,6 +15,7 @@ from twisted.internet import endpoints
 from twisted.internet.interfaces import IStreamClientEndpoint
 
 from twistedcelery.errors import ConfigurationError
+from twistedcelery.transports.failover import switch_to_next
 from twistedcelery.transports.tls import client_tls
 
 if TYPE_CHECKING:
@@ -101,12 +102,7 @@ class Brokers:
 
     def advance(self) -> None:
         """Turn to the next broker of the failover list; with one broker there is nothing to turn to."""
-        connection = self._connection
-        if connection.cycle is not None:
-            # Where a URL says nothing, kombu would keep what the URL before it said.
-            connection.port = None
-            connection.virtual_host = ""
-            connection.maybe_switch_next()
+        switch_to_next(self._connection)
 
 
 def _tls_options(host: str, settings: Mapping[str, Any]) -> Any:

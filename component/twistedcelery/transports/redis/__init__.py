@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from twistedcelery.transports.connection import Connection, backoff
+from twistedcelery.transports.failover import switch_to_next
 from twistedcelery.transports.redis.link import open_link, open_subscriber
 from twistedcelery.transports.redis.publisher import RedisPublisher
 from twistedcelery.transports.redis.reads import Reads
@@ -34,7 +35,7 @@ def make_publisher(app: Celery, reactor: Any, publish_timeout: float) -> RedisPu
     """
     kombu = app.connection_for_write()
     publisher = RedisPublisher(reactor, publish_timeout, lambda: Recorder(kombu))
-    servers = Servers(lambda: Recorder(kombu).pool, kombu.maybe_switch_next, reactor, "broker_url")
+    servers = Servers(lambda: Recorder(kombu).pool, lambda: switch_to_next(kombu), reactor, "broker_url")
     return publisher.use(Connection(servers, publisher, reactor, backoff, open_link))
 
 

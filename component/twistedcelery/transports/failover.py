@@ -1,0 +1,19 @@
+"""Failover lists, as kombu reads them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["switch_to_next"]
+
+
+def switch_to_next(connection: Any) -> None:
+    """Turn a kombu connection, which is not connected, to the next URL of its failover list.
+
+    With one URL there is nothing to turn to.
+    """
+    if connection.cycle is not None:
+        # Where a URL says nothing, kombu would keep what the URL before it said.
+        connection.port = None
+        connection.virtual_host = ""
+        connection.maybe_switch_next()

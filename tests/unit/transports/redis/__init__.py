@@ -1,0 +1,1 @@
+"""The native Redis transport on links that do what the test says."""
