@@ -48,12 +48,11 @@ def choose(
 
 
 def _publisher(app: Celery, reactor: Any, publish_timeout: float, native: bool) -> Publisher:
-    scheme = _broker_scheme(app, app.conf.broker_write_url)
-    if native and scheme in _AMQP:
+    if native and _is_amqp(app, app.conf.broker_write_url):
         from twistedcelery.transports import amqp
 
         return amqp.make_publisher(app, reactor, publish_timeout)
-    if native and scheme in _REDIS and _can_redis(app.conf.broker_write_url):
+    if native and _is_redis(app, app.conf.broker_write_url):
         from twistedcelery.transports import redis
 
         return redis.make_publisher(app, reactor, publish_timeout)
@@ -70,7 +69,7 @@ def _results(app: Celery, reactor: Any, receiver: ReplyReceiver, native: bool) -
         from twistedcelery.transports.no_results import NoResults
 
         return NoResults()
-    if native and scheme == "rpc" and _broker_scheme(app, app.conf.broker_read_url) in _AMQP:
+    if native and scheme == "rpc" and _is_amqp(app, app.conf.broker_read_url):
         from twistedcelery.transports import amqp
 
         return amqp.make_results(app, reactor, receiver)
@@ -81,6 +80,16 @@ def _results(app: Celery, reactor: Any, receiver: ReplyReceiver, native: bool) -
     from twistedcelery.transports.threads.results import ThreadedResults
 
     return ThreadedResults(app, reactor, receiver)
+
+
+def _is_amqp(app: Celery, url: Any) -> bool:
+    """Whether a broker speaks AMQP 0-9-1, as kombu decides it."""
+    return _broker_scheme(app, url) in _AMQP
+
+
+def _is_redis(app: Celery, url: Any) -> bool:
+    """Whether a broker is a Redis that the native client can serve."""
+    return _broker_scheme(app, url) in _REDIS and _can_redis(url)
 
 
 def _broker_scheme(app: Celery, url: Any) -> str:
