@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.python.failure import Failure
 
-from twistedcelery._types import Clock
+from twistedcelery._types import Clock, Timer
 from twistedcelery.errors import (
     BrokerAccessRefused,
     BrokerUnavailable,
@@ -21,11 +22,14 @@ from twistedcelery.errors import (
 from twistedcelery.message import OutgoingMessage
 from twistedcelery.transports.connection import Connection, State
 from twistedcelery.transports.deadlines import Deadlines
-from twistedcelery.transports.publication import Publication, described, unconfirmed
+from twistedcelery.transports.publication import Publication
 from twistedcelery.transports.redis.link import Command, RedisLink
 from twistedcelery.transports.redis.recorder import AnswerNeeded, Recorder
 
 __all__ = ["RedisPublisher"]
+
+#: Seconds of a reactor turn that sending what waited may take: thousands may wait for a link.
+TURN_BUDGET = 0.004
 
 
 class RedisPublisher:
@@ -40,6 +44,7 @@ class RedisPublisher:
     :param make_recorder: makes what turns messages into commands, for each link
     :param max_waiting: messages that may wait to be sent
     :param max_unconfirmed: messages that may be sent and not confirmed
+    :param clock: seconds of real time
     """
 
     def __init__(
@@ -49,7 +54,11 @@ class RedisPublisher:
         make_recorder: Callable[[], Recorder],
         max_waiting: int = 50_000,
         max_unconfirmed: int = 5_000,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
+        self._reactor = reactor
+        self._clock = clock
+        self._pump_turn: Timer | None = None
         self._publish_timeout = publish_timeout
         self._make_recorder = make_recorder
         self._max_waiting = max_waiting
@@ -100,6 +109,9 @@ class RedisPublisher:
         self._asking.clear()
         self._waiting.clear()
         self._deadlines.stop()
+        if self._pump_turn is not None:
+            self._pump_turn.cancel()
+            self._pump_turn = None
         closed = self._connection.close()
         for publication in unfinished:
             publication.fail(
@@ -131,14 +143,14 @@ class RedisPublisher:
         self._asking.clear()
         for publication in sent:
             if not publication.message.resend:
-                publication.fail(unconfirmed(publication.message, str(reason)))
+                publication.fail(publication.unconfirmed(str(reason)))
         if isinstance(reason, BrokerAccessRefused):
             # Waiting does not help: somebody has to change the password or the permissions.
             refused = list(self._waiting)
             self._waiting.clear()
             for publication in refused:
                 publication.fail(
-                    unconfirmed(publication.message, str(reason))
+                    publication.unconfirmed(str(reason))
                     if publication.sent
                     else BrokerAccessRefused(str(reason))
                 )
@@ -153,9 +165,20 @@ class RedisPublisher:
         )
 
     def _pump(self) -> None:
+        """Send what waits, over as many reactor turns as it takes."""
+        if self._pump_turn is not None:
+            return
+        turn_ends = self._clock() + TURN_BUDGET
         while self._waiting and self._has_room():
+            if self._clock() >= turn_ends:
+                self._pump_turn = self._reactor.callLater(0, self._pump_on)
+                return
             publication, _ = self._waiting.popitem(last=False)
             self._dispatch(publication, {})
+
+    def _pump_on(self) -> None:
+        self._pump_turn = None
+        self._pump()
 
     def _wait_first(self, publications: Sequence[Publication]) -> None:
         for publication in reversed(publications):
@@ -173,9 +196,9 @@ class RedisPublisher:
         except AnswerNeeded as needed:
             self._ask(publication, needed)
         except TwistedCeleryError as error:
-            described_error = type(error)(f"{described(publication.message)}: {error}")
-            described_error.__cause__ = error
-            publication.fail(described_error)
+            described = type(error)(f"{publication}: {error}")
+            described.__cause__ = error
+            publication.fail(described)
         else:
             self._send(publication, commands)
 
@@ -234,16 +257,15 @@ class RedisPublisher:
         self._asking.pop(publication, None)
         # What was declared may have been among what Redis refused: declare it again.
         self._recorder = self._make_recorder()
-        error = PublishRejected(f"{described(publication.message)}: Redis says {failure.value}")
+        error = PublishRejected(f"{publication}: Redis says {failure.value}")
         error.__cause__ = failure.value
         publication.fail(error)
         self._pump()
 
     def _expired(self, publication: Publication) -> None:
-        message = publication.message
         self._withdraw(publication)
         if publication.sent:
-            publication.fail(unconfirmed(message, "the confirmation did not come in time"))
+            publication.fail(publication.unconfirmed("the confirmation did not come in time"))
             return
         why = self._reason or "it is connected, but takes no messages"
-        publication.fail(BrokerUnavailable(f"{described(message)} was not sent: {why}"))
+        publication.fail(BrokerUnavailable(f"{publication} was not sent: {why}"))
