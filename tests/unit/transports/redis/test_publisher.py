@@ -26,6 +26,8 @@ from twistedcelery.transports.redis.recorder import Recorder
 
 class Scene:
     def __init__(self, **options):
+        # In real time a turn of a busy machine may be over after any message.
+        options = {"clock": lambda: 0.0, **options}
         self.network = Network()
         self.clock = self.network.clock
         connection = redis_app().connection_for_write()
