@@ -11,7 +11,7 @@
 
 from __future__ import annotations
 
-from twistedcelery.call import TaskDeferred
+from twistedcelery.call import GroupDeferred, TaskDeferred
 from twistedcelery.client import TwistedCelery
 from twistedcelery.errors import (
     BrokerAccessRefused,
@@ -33,7 +33,10 @@ from twistedcelery.errors import (
     ResultError,
     TwistedCeleryError,
     Unroutable,
+    UnsupportedByBackend,
 )
+from twistedcelery.results import GroupResult, TaskResult
+from twistedcelery.task import TwistedTask
 
 __all__ = [
     "BrokerAccessRefused",
@@ -42,6 +45,8 @@ __all__ = [
     "ConfigurationError",
     "Disconnected",
     "EncodeError",
+    "GroupDeferred",
+    "GroupResult",
     "InvalidCall",
     "NoResultBackend",
     "Overloaded",
@@ -54,7 +59,10 @@ __all__ = [
     "ResultBackendUnavailable",
     "ResultError",
     "TaskDeferred",
+    "TaskResult",
     "TwistedCelery",
     "TwistedCeleryError",
+    "TwistedTask",
     "Unroutable",
+    "UnsupportedByBackend",
 ]

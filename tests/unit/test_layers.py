@@ -20,12 +20,16 @@ PACKAGE = Path(twistedcelery.__file__).parent
 #: From the bottom to the top. A module imports from lower layers, and, of its own folder, from its
 #: siblings. The package itself is ``""``.
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"_types", "errors", "message"}),
-    frozenset({"appview", "call", "pacing", "revoker"}),
-    frozenset({"encoder", "pending", "reply"}),
-    frozenset({"transports.deadlines", "transports.interface", "transports"}),
-    frozenset({"transports.amqp", "transports.no_results", "transports.threads"}),
-    frozenset({"outbox", "transports.choose"}),
+    frozenset({"_types", "answers", "descendants", "errors", "gathering", "message", "recent"}),
+    frozenset({"appview", "pacing", "results", "revoker", "signatures"}),
+    frozenset({"call", "chords"}),
+    frozenset({"encoder", "join", "pending", "reply"}),
+    frozenset({"canvas_encoder", "transports.deadlines", "transports.interface", "transports"}),
+    frozenset({"access", "transports.amqp", "transports.no_results", "transports.threads"}),
+    frozenset({"outbox", "sending", "transports.choose"}),
+    frozenset({"canvas", "wires"}),
+    frozenset({"task"}),
+    frozenset({"canvas_methods"}),
     frozenset({"client"}),
     frozenset({""}),
     frozenset({"wamp"}),

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from celery.backends.base import DisabledBackend
+
+from twistedcelery.appview import backend_class
 from twistedcelery.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from celery import Celery
 
-    from twistedcelery.transports.interface import Publisher, ReplyReceiver, ResultSource
+    from twistedcelery.transports.interface import Publisher, ReplyReceiver, ResultSource, ResultStore
 
-__all__ = ["TRANSPORTS", "choose"]
+__all__ = ["TRANSPORTS", "choose", "choose_store"]
 
 #: What ``transport`` may be: native where there is a native one, or Celery's own code in threads.
 TRANSPORTS = ("auto", "threads")
@@ -43,6 +46,19 @@ def choose(
         _publisher(app, reactor, publish_timeout, native),
         _results(app, reactor, receiver, native),
     )
+
+
+def choose_store(app: Celery, reactor: Any) -> ResultStore | None:
+    """Make what answers questions about results; it does not connect before it is asked.
+
+    :return: ``None`` where results are not kept: over ``rpc://``, and without a result backend
+    """
+    cls = backend_class(app)
+    if issubclass(cls, DisabledBackend) or cls.__name__ == "RPCBackend":
+        return None
+    from twistedcelery.transports.threads.store import ThreadedStore
+
+    return ThreadedStore(app, reactor)
 
 
 def _publisher(app: Celery, reactor: Any, publish_timeout: float, native: bool) -> Publisher:
