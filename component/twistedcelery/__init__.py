@@ -11,7 +11,7 @@
 
 from __future__ import annotations
 
-from twistedcelery.call import TaskDeferred
+from twistedcelery.call import GroupDeferred, TaskDeferred
 from twistedcelery.client import TwistedCelery
 from twistedcelery.control import Control, Inspect
 from twistedcelery.errors import (
@@ -35,8 +35,11 @@ from twistedcelery.errors import (
     ResultError,
     TwistedCeleryError,
     Unroutable,
+    UnsupportedByBackend,
 )
 from twistedcelery.events import EventStream
+from twistedcelery.results import GroupResult, TaskResult
+from twistedcelery.task import TwistedTask
 
 __all__ = [
     "BrokerAccessRefused",
@@ -47,6 +50,8 @@ __all__ = [
     "Disconnected",
     "EncodeError",
     "EventStream",
+    "GroupDeferred",
+    "GroupResult",
     "Inspect",
     "InvalidCall",
     "NoResultBackend",
@@ -61,7 +66,10 @@ __all__ = [
     "ResultBackendUnavailable",
     "ResultError",
     "TaskDeferred",
+    "TaskResult",
     "TwistedCelery",
     "TwistedCeleryError",
+    "TwistedTask",
     "Unroutable",
+    "UnsupportedByBackend",
 ]

@@ -15,8 +15,9 @@ from twistedcelery.errors import CallCancelled, ReplyUndecodable
 
 if TYPE_CHECKING:
     from twistedcelery.errors import TwistedCeleryError
+    from twistedcelery.results import AnyResult
 
-__all__ = ["FINAL_STATES", "TaskDeferred"]
+__all__ = ["FINAL_STATES", "GroupDeferred", "TaskDeferred", "outcome_of"]
 
 #: States after which nothing follows. Celery's ``READY_STATES`` lacks the two that no backend
 #: stores but that a worker may report.
@@ -25,6 +26,19 @@ FINAL_STATES = frozenset({*states.READY_STATES, states.IGNORED, states.REJECTED}
 UpdateCallback = Callable[[str, Any], object]
 
 _log = Logger()
+
+
+def outcome_of(meta: Mapping[str, Any]) -> Any:
+    """What a final state means to its caller.
+
+    :return: the value, or a `Failure` with what ``AsyncResult.get()`` would have raised
+    """
+    state, result = meta["status"], meta["result"]
+    if state in states.PROPAGATE_STATES:
+        if not isinstance(result, BaseException):
+            result = ReplyUndecodable(f"the task ended as {state} and its reply carries no exception")
+        return Failure(result)
+    return Failure(Reject(result)) if state == states.REJECTED else result
 
 
 class TaskDeferred(Deferred[Any]):
@@ -38,7 +52,11 @@ class TaskDeferred(Deferred[Any]):
     :ivar meta: the final result meta as Celery stores it (``status``, ``result``, ``traceback``,
         ``children``, ...); ``None`` until a final state has come
     :ivar cancelled: whether its caller has cancelled it
+    :ivar async_result: the task as `twistedcelery.TwistedCelery.result` gives it, with its parents;
+        ``None`` for a task that was sent by name
     """
+
+    is_call = True
 
     def __init__(
         self,
@@ -53,6 +71,7 @@ class TaskDeferred(Deferred[Any]):
         self.task_id = task_id
         self.task_name = task_name
         self.meta: Mapping[str, Any] | None = None
+        self.async_result: AnyResult | None = None
         self.cancelled = False
         #: The publisher's Deferred, set by the outbox; ``None``: not handed to the publisher yet.
         self.publication: Deferred[None] | None = None
@@ -61,6 +80,26 @@ class TaskDeferred(Deferred[Any]):
         self._listeners: list[UpdateCallback] = []
         self._outcome: Failure | bool = False
         self._outcome_waiters: list[Deferred[None]] = []
+
+    @property
+    def holder(self) -> TaskDeferred:
+        """The call itself has the final state."""
+        return self
+
+    @property
+    def id(self) -> str:
+        """The id, under the name of Celery's results."""
+        return self.task_id
+
+    @property
+    def parent(self) -> AnyResult | None:
+        """The result before this one, of a chain or a chord."""
+        return self.async_result.parent if self.async_result is not None else None
+
+    @property
+    def children(self) -> list[AnyResult] | None:
+        """Of a task that has ended, the tasks that it sent; of a group, its members."""
+        return self.async_result.known_children if self.async_result is not None else None
 
     @property
     def published(self) -> Deferred[None]:
@@ -93,12 +132,14 @@ class TaskDeferred(Deferred[Any]):
         return self
 
     def revoke(self, terminate: bool = False, signal: str = "SIGTERM") -> Deferred[None]:
-        """Ask the workers to revoke the task, and go on waiting for what becomes of it.
+        """Ask the workers to revoke the task, or all of a canvas, and go on waiting for what becomes of it.
 
         :param terminate: kill the process that runs it, if one does
         :param signal: the name of the signal to kill it with
         :return: fires once the broker has taken the request
         """
+        if self.async_result is not None:
+            return self.async_result.revoke_all(terminate, signal)
         return self._revoke(self.task_id, terminate, signal)
 
     # What follows is for the client that made this object.
@@ -122,15 +163,12 @@ class TaskDeferred(Deferred[Any]):
     def finish(self, meta: Mapping[str, Any]) -> None:
         """End with a final state, as ``AsyncResult.get()`` would."""
         self.meta = meta
-        state, result = meta["status"], meta["result"]
-        if state in states.PROPAGATE_STATES:
-            if not isinstance(result, BaseException):
-                result = ReplyUndecodable(f"the task ended as {state} and its reply carries no exception")
-            result = Failure(result)
-        elif state == states.REJECTED:
-            result = Failure(Reject(result))
         # A result proves that the broker took the task, whatever became of its confirmation.
-        self._end(True, result)
+        self._end(True, outcome_of(meta))
+
+    def finish_joined(self, outcome: Any) -> None:
+        """End with the outcome of a canvas: a value, or a `Failure`."""
+        self._end(True, outcome)
 
     def finish_unheard(self) -> None:
         """End once the broker has a task that keeps its result to itself."""
@@ -172,3 +210,15 @@ class TaskDeferred(Deferred[Any]):
                 waiter.errback(outcome)
             else:
                 waiter.callback(None)
+
+
+class GroupDeferred(TaskDeferred):
+    """The results of a group that was sent: a list, in the order of its members.
+
+    ``task_id`` is the group's id. `on_update` hears of every member.
+    """
+
+    @property
+    def results(self) -> list[AnyResult]:
+        """The members."""
+        return self.children or []

@@ -14,14 +14,17 @@ from twisted.internet.interfaces import IReactorCore
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from twistedcelery.access import ResultAccess
 from twistedcelery.call import TaskDeferred
+from twistedcelery.canvas_methods import CanvasMethods
 from twistedcelery.encoder import Encoder
 from twistedcelery.errors import ConfigurationError, Disconnected, TwistedCeleryError
 from twistedcelery.outbox import Outbox
 from twistedcelery.pacing import Pacer
 from twistedcelery.pending import PendingCalls
 from twistedcelery.revoker import Revoker
-from twistedcelery.transports.choose import choose
+from twistedcelery.transports.choose import choose, choose_store
+from twistedcelery.wires import Wires
 from twistedcelery.workers import Workers
 
 if TYPE_CHECKING:
@@ -38,7 +41,7 @@ _log = Logger()
 REVOKE_TIMEOUT = 1.0
 
 
-class TwistedCelery:
+class TwistedCelery(CanvasMethods):
     """Calls the tasks of a Celery application without blocking the reactor.
 
     It connects by itself at the first call. Every method is to be called on the reactor's thread.
@@ -74,7 +77,10 @@ class TwistedCelery:
         self._pending = PendingCalls(self._forget)
         self._revoker = Revoker(reactor, self._broadcast_revoke)
         self._workers = Workers(app, reactor, publish_timeout, transport, self._connect)
+        access = ResultAccess(reactor, self._pending, self._wired, self.revoke)
+        super().__init__(access, self._pacer, self._wired, publish_timeout, terminate)
         self._outbox: Outbox | None = None
+        self._wires: Wires | None = None
         self._disconnecting = False
         self._disconnected = False
         self._disconnect_waiters: list[Deferred[None]] = []
@@ -88,7 +94,7 @@ class TwistedCelery:
     @property
     def in_flight(self) -> int:
         """The number of calls that have not ended."""
-        return len(self._pending)
+        return len(self._pending) + len(self._canvases)
 
     def send_task(
         self,
@@ -189,6 +195,7 @@ class TwistedCelery:
 
     def _close(self) -> Deferred[Any]:
         self._pacer.stop()
+        self._canvases.disconnect()
         self._pending.fail_all(
             lambda call: Disconnected(
                 f"task {call.task_name} [{call.task_id}]: the client was disconnected before its result came"
@@ -201,7 +208,11 @@ class TwistedCelery:
 
     def _close_outbox(self, _: None) -> Deferred[Any]:
         outbox, self._outbox = self._outbox, None
-        return succeed(None) if outbox is None else DeferredList([outbox.close(), self._workers.close()])
+        wires, self._wires = self._wires, None
+        if outbox is None or wires is None:
+            return succeed(None)
+        closing = DeferredList([outbox.close(), self._workers.close()])
+        return closing.addCallback(lambda _: wires.close())
 
     def _closed(self, _: object) -> None:
         self._disconnected = True
@@ -225,8 +236,11 @@ class TwistedCelery:
                     publish_timeout=self._publish_timeout,
                     transport=self._transport,
                 )
+                encoder = Encoder(self.app, results.reply_to)
+                store = choose_store(self.app, self._reactor)
+                self._wires = Wires(self.app, encoder, publisher, results, store)
                 self._outbox = Outbox(
-                    Encoder(self.app, results.reply_to),
+                    encoder,
                     publisher,
                     results,
                     self._pending,
@@ -245,6 +259,11 @@ class TwistedCelery:
                     "before", "shutdown", self._disconnect_at_shutdown
                 )
         return self._outbox
+
+    def _wired(self) -> Wires:
+        self._connect()
+        assert self._wires is not None
+        return self._wires
 
     def _disconnect_at_shutdown(self) -> Deferred[None]:
         # The trigger is running, so there is nothing left to remove.

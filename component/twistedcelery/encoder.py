@@ -18,14 +18,14 @@ import kombu.exceptions
 from kombu.messaging import Producer
 
 from twistedcelery.appview import view_of
-from twistedcelery.errors import EncodeError, InvalidCall
+from twistedcelery.errors import EncodeError, InvalidCall, TwistedCeleryError
 from twistedcelery.message import OutgoingMessage
 
 if TYPE_CHECKING:
     from celery import Celery
     from kombu.connection import Connection
 
-__all__ = ["EncodedTask", "Encoder"]
+__all__ = ["EncodedTask", "Encoder", "Recorder", "allowed_options", "translated"]
 
 #: Options of ``send_task`` that would take the message past this client.
 _BLOCKING_OPTIONS = ("connection", "producer", "publisher")
@@ -50,17 +50,18 @@ class Encoder:
 
     :param app: the configured Celery application
     :param reply_to: the queue that workers reply to; ``None``: whatever Celery chooses
+    :ivar recorder: keeps what is published through it
     """
 
     def __init__(self, app: Celery, reply_to: str | None = None) -> None:
         self._view = view_of(app, reply_to)
         # Never connected: Celery asks it for the transport's name and its exception classes.
         self._connection = app.connection_for_write()
-        self._recorder = _Recorder(self._connection)
+        self.recorder = Recorder(self._connection)
         self._control = copy(app.control)
         self._control.mailbox = copy(app.control.mailbox)
         # The cached attribute itself: an application that has used its control keeps its pool there.
-        self._control.mailbox.producer_pool = _PoolOfOne(self._recorder)
+        self._control.mailbox.producer_pool = _PoolOfOne(self.recorder)
         self._option_names = [
             name
             for name, parameter in inspect.signature(type(app).send_task).parameters.items()
@@ -84,15 +85,7 @@ class Encoder:
             if name in options:
                 raise InvalidCall(f"send_task() got multiple values for argument {name!r}")
             options[name] = value
-        for name in _BLOCKING_OPTIONS:
-            if options.pop(name, None) is not None:
-                raise InvalidCall(
-                    f"send_task({name}=...) is for Celery's blocking client; here messages go over the "
-                    "client's own connection to broker_write_url"
-                )
-        # The result is the Deferred itself.
-        options.pop("result_cls", None)
-        return options
+        return allowed_options(options, "send_task")
 
     def task(
         self,
@@ -108,8 +101,8 @@ class Encoder:
         :raises EncodeError: the arguments cannot be serialised
         :raises InvalidCall: Celery refuses the arguments or the options
         """
-        recorder = self._recorder
-        with recorder.recording() as recorded, _translated(f"task {name!r}"):
+        recorder = self.recorder
+        with recorder.recording() as recorded, translated(f"task {name!r}"):
             sent = self._view.send_task(
                 name, args, kwargs, task_id=task_id, producer=recorder, result_cls=_Sent, **options
             )
@@ -125,7 +118,7 @@ class Encoder:
             return bool(sent.ignored)
         # The worker keeps the result of such a task to itself; whoever waits for it waits for ever.
         # The plain registry, as in Celery's send_task: looking here must not finalize the application.
-        registry = self._view._tasks  # see above  # noqa: SLF001  # see above
+        registry = self._view._tasks  # noqa: SLF001  # see above
         return bool(getattr(registry.get(name), "ignore_result", False))
 
     def broadcast(self, mailbox: Any, **arguments: Any) -> OutgoingMessage:
@@ -136,9 +129,9 @@ class Encoder:
         :raises EncodeError: the command's arguments cannot be serialised
         :raises InvalidCall: kombu refuses the arguments
         """
-        mailbox.producer_pool = _PoolOfOne(self._recorder)
+        mailbox.producer_pool = _PoolOfOne(self.recorder)
         what = f"control command {arguments.get('command')!r}"
-        with self._recorder.recording() as recorded, _translated(what):
+        with self.recorder.recording() as recorded, translated(what):
             mailbox._broadcast(**arguments)  # noqa: SLF001  # Celery calls it as well
             (message,) = recorded
         return message.outgoing()
@@ -149,22 +142,45 @@ class Encoder:
         :param terminate: whether workers kill the process that runs such a task already
         :param signal: the name of the signal that kills it
         """
-        with self._recorder.recording() as recorded, _translated("revoke"):
+        with self.recorder.recording() as recorded, translated("revoke"):
             self._control.revoke(
                 list(task_ids),
                 terminate=terminate,
                 signal=signal,
                 connection=self._connection,
-                channel=self._recorder.channel,
+                channel=self.recorder.channel,
             )
         (message,) = recorded
         return message.outgoing(resend=True)
 
 
+def allowed_options(options: dict[str, Any], method: str) -> dict[str, Any]:
+    """Options without those that have no meaning here.
+
+    :param method: was given them
+    :raises InvalidCall: for one that names another way to the broker
+    """
+    for name in _BLOCKING_OPTIONS:
+        if options.pop(name, None) is not None:
+            raise InvalidCall(
+                f"{method}({name}=...) is for Celery's blocking client; here messages go over the "
+                "client's own connection to broker_write_url"
+            )
+    # The result is the Deferred itself.
+    options.pop("result_cls", None)
+    return options
+
+
 @contextmanager
-def _translated(what: str) -> Iterator[None]:
+def translated(what: str) -> Iterator[None]:
+    """Celery's refusals as errors of this package.
+
+    :param what: was to be encoded
+    """
     try:
         yield
+    except TwistedCeleryError:
+        raise
     except kombu.exceptions.EncodeError as error:
         raise EncodeError(f"{what}: the arguments cannot be serialised: {error}") from error
     except Exception as error:
@@ -186,7 +202,7 @@ class _Sent:
         return (self.id, None), None
 
 
-class _Recorder(Producer):
+class Recorder(Producer):
     """A kombu producer that keeps its messages."""
 
     def __init__(self, connection: Connection) -> None:
@@ -306,9 +322,9 @@ class _ChannelConnection:
 class _PoolOfOne:
     """A producer pool for kombu's mailbox, which takes its producer from one."""
 
-    def __init__(self, recorder: _Recorder) -> None:
+    def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
 
     @contextmanager
-    def acquire(self) -> Iterator[_Recorder]:
+    def acquire(self) -> Iterator[Recorder]:
         yield self._recorder

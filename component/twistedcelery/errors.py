@@ -4,7 +4,8 @@
 
     TwistedCeleryError
     ├── ConfigurationError            the Celery application or the bridge is set up wrong
-    │   └── NoResultBackend           the application has nowhere to put results
+    │   ├── NoResultBackend           the application has nowhere to put results
+    │   └── UnsupportedByBackend      the result backend cannot do that: chords over ``rpc://``
     ├── PublishError                  the task did not (certainly) reach the broker
     │   ├── InvalidCall               the arguments or options are not what Celery takes
     │   ├── EncodeError               the arguments cannot be serialised
@@ -54,6 +55,7 @@ __all__ = [
     "ResultError",
     "TwistedCeleryError",
     "Unroutable",
+    "UnsupportedByBackend",
 ]
 
 
@@ -70,6 +72,10 @@ class NoResultBackend(ConfigurationError, NotImplementedError):
 
     Set ``result_backend``, or pass ``ignore_result=True`` to send without waiting.
     """
+
+
+class UnsupportedByBackend(ConfigurationError, NotImplementedError):
+    """The result backend cannot do that, with Celery's own client either. Nothing was sent."""
 
 
 class PublishError(TwistedCeleryError):

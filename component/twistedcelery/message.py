@@ -1,4 +1,4 @@
-"""What crosses from the encoder to a transport: one message, ready for the wire."""
+"""What crosses from the encoder to a transport: a message, or a call of the result backend."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["OutgoingMessage"]
+__all__ = ["OutgoingMessage", "Preparation"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,3 +41,16 @@ class OutgoingMessage:
         """The task this message asks for; ``None`` for control and event messages."""
         task_id: str | None = self.properties.get("correlation_id")
         return task_id
+
+
+@dataclass(frozen=True, slots=True)
+class Preparation:
+    """A method of the result backend that has to be called before a chord is sent.
+
+    :ivar method: ``"set_chord_size"`` or ``"apply_chord"`` of Celery's backends
+    :ivar args: its arguments. Results among them do no I/O.
+    """
+
+    method: str
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any] = field(default_factory=dict)

@@ -65,6 +65,7 @@ def test_errors_say_what_they_mean(name):
     [
         (errors.ConfigurationError, ImproperlyConfigured),
         (errors.NoResultBackend, NotImplementedError),
+        (errors.UnsupportedByBackend, NotImplementedError),
         (errors.InvalidCall, TypeError),
         (errors.InvalidCall, ValueError),
         (errors.EncodeError, kombu.exceptions.EncodeError),
@@ -90,6 +91,8 @@ def test_the_public_names_are_pinned():
             "EncodeError",
             "EventStream",
             "Inspect",
+            "GroupDeferred",
+            "GroupResult",
             "InvalidCall",
             "NoResultBackend",
             "Overloaded",
@@ -103,9 +106,12 @@ def test_the_public_names_are_pinned():
             "ResultBackendUnavailable",
             "ResultError",
             "TaskDeferred",
+            "TaskResult",
             "TwistedCelery",
             "TwistedCeleryError",
+            "TwistedTask",
             "Unroutable",
+            "UnsupportedByBackend",
         }
     )
     for name in twistedcelery.__all__:

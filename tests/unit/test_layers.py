@@ -20,13 +20,27 @@ PACKAGE = Path(twistedcelery.__file__).parent
 #: From the bottom to the top. A module imports from lower layers, and, of its own folder, from its
 #: siblings. The package itself is ``""``.
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"_types", "errors", "incoming", "message", "offline"}),
-    frozenset({"appview", "call", "pacing", "replay", "revoker"}),
-    frozenset({"encoder", "pending", "reply"}),
-    frozenset({"transports.connection", "transports.deadlines", "transports.interface"}),
+    frozenset(
+        {
+            "_types",
+            "answers",
+            "descendants",
+            "errors",
+            "gathering",
+            "incoming",
+            "message",
+            "offline",
+            "recent",
+        }
+    ),
+    frozenset({"appview", "pacing", "replay", "results", "revoker", "signatures"}),
+    frozenset({"call", "chords"}),
+    frozenset({"encoder", "join", "pending", "reply"}),
+    frozenset({"canvas_encoder", "transports.connection", "transports.deadlines", "transports.interface"}),
     frozenset({"transports.failover", "transports.publication", "transports.tls", "transports"}),
     frozenset(
         {
+            "access",
             "events",
             "replies",
             "transports.amqp",
@@ -35,8 +49,10 @@ LAYERS: tuple[frozenset[str], ...] = (
             "transports.threads",
         }
     ),
-    frozenset({"control", "outbox", "transports.choose"}),
-    frozenset({"workers"}),
+    frozenset({"control", "outbox", "sending", "transports.choose"}),
+    frozenset({"canvas", "wires", "workers"}),
+    frozenset({"task"}),
+    frozenset({"canvas_methods"}),
     frozenset({"client"}),
     frozenset({""}),
     frozenset({"wamp"}),

@@ -9,14 +9,23 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from celery.backends.base import DisabledBackend
+
+from twistedcelery.appview import backend_class
 from twistedcelery.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from celery import Celery
 
-    from twistedcelery.transports.interface import Publisher, ReplyReceiver, ResultSource, Subscriber
+    from twistedcelery.transports.interface import (
+        Publisher,
+        ReplyReceiver,
+        ResultSource,
+        ResultStore,
+        Subscriber,
+    )
 
-__all__ = ["TRANSPORTS", "choose", "choose_subscriber"]
+__all__ = ["TRANSPORTS", "choose", "choose_store", "choose_subscriber"]
 
 #: What ``transport`` may be: native where there is a native one, or Celery's own code in threads.
 TRANSPORTS = ("auto", "threads")
@@ -60,6 +69,19 @@ def choose_subscriber(app: Celery, reactor: Any, *, timeout: float, transport: s
     from twistedcelery.transports.threads.subscriber import ThreadedSubscriber
 
     return ThreadedSubscriber(app, reactor)
+
+
+def choose_store(app: Celery, reactor: Any) -> ResultStore | None:
+    """Make what answers questions about results; it does not connect before it is asked.
+
+    :return: ``None`` where results are not kept: over ``rpc://``, and without a result backend
+    """
+    cls = backend_class(app)
+    if issubclass(cls, DisabledBackend) or cls.__name__ == "RPCBackend":
+        return None
+    from twistedcelery.transports.threads.store import ThreadedStore
+
+    return ThreadedStore(app, reactor)
 
 
 def _publisher(app: Celery, reactor: Any, publish_timeout: float, native: bool) -> Publisher:

@@ -1,9 +1,10 @@
-"""The three small interfaces between the client and whatever carries its messages.
+"""The small interfaces between the client and whatever carries its messages.
 
 A transport has two halves, since Celery configures them apart: a `Publisher` takes messages to
-the broker, a `ResultSource` brings states and results back. A `Subscriber`, made when it is first
-used, reads further queues: replies to control commands, and events. Every method is called on
-the reactor's thread, and every callback is made there.
+the broker, a `ResultSource` brings states and results back. Two more are made when they are first
+used: a `Subscriber` reads further queues, with replies to control commands and events, and a
+`ResultStore` answers questions about results that a result backend keeps. Every method is called
+on the reactor's thread, and every callback is made there.
 """
 
 from __future__ import annotations
@@ -15,9 +16,17 @@ from twisted.internet.defer import Deferred
 
 from twistedcelery.errors import BrokerUnavailable, ResultError, TwistedCeleryError
 from twistedcelery.incoming import IncomingMessage
-from twistedcelery.message import OutgoingMessage
+from twistedcelery.message import OutgoingMessage, Preparation
 
-__all__ = ["Publisher", "ReplyReceiver", "ResultSource", "Subscriber", "Subscription", "SubscriptionUser"]
+__all__ = [
+    "Publisher",
+    "ReplyReceiver",
+    "ResultSource",
+    "ResultStore",
+    "Subscriber",
+    "Subscription",
+    "SubscriptionUser",
+]
 
 
 class Publisher(Protocol):
@@ -145,3 +154,39 @@ class Subscriber(Protocol):
         :return: fires once nothing is left: no queue that the broker can still be asked to
             delete, no socket, thread or timer. Safe to call twice.
         """
+
+
+class ResultStore(Protocol):
+    """A result backend that keeps results, and what else Celery puts there.
+
+    What a method returns may fail with a `twistedcelery.errors.TwistedCeleryError`, such as
+    `twistedcelery.errors.ResultBackendUnavailable` when there is no answer in time, or with
+    ``NotImplementedError`` where the backend cannot do it.
+    """
+
+    def task_meta(self, task_id: str) -> Deferred[Mapping[str, Any]]:
+        """The state of a task, as in `ReplyReceiver.state_changed`; ``PENDING`` if there is none."""
+
+    def exists(self, task_id: str) -> Deferred[bool]:
+        """Whether anything is kept of a task."""
+
+    def forget(self, task_id: str) -> Deferred[None]:
+        """Delete the state of a task."""
+
+    def save_group(self, group_id: str, group: tuple[Any, ...]) -> Deferred[None]:
+        """Keep a group.
+
+        :param group: as ``celery.result.GroupResult.as_tuple`` gives it
+        """
+
+    def restore_group(self, group_id: str) -> Deferred[tuple[Any, ...] | None]:
+        """Read a group; ``None`` if there is none."""
+
+    def delete_group(self, group_id: str) -> Deferred[None]:
+        """Delete a group."""
+
+    def prepare(self, preparations: Sequence[Preparation]) -> Deferred[None]:
+        """Do, in order, what Celery does in the backend before it sends a chord."""
+
+    def close(self) -> Deferred[None]:
+        """Stop. Fires once nothing is left: no socket, thread or timer. Safe to call twice."""

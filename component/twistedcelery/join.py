@@ -1,0 +1,180 @@
+"""When is the result of a canvas known? No I/O: states in, one outcome out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from twisted.python.failure import Failure
+
+from twistedcelery.call import outcome_of
+from twistedcelery.errors import ResultError, TwistedCeleryError
+
+if TYPE_CHECKING:
+    from twistedcelery.results import AnyResult, TaskResult
+
+__all__ = ["Join", "Member"]
+
+#: The outcome of what has not ended.
+_PENDING = object()
+
+UpdateCallback = Callable[[str, Any], None]
+
+
+class Join:
+    """Waits for all the tasks that a result depends on, and ends as ``get()`` of Celery's does.
+
+    A parent that fails ends it, whatever becomes of the result itself. A group ends with its first
+    failing member.
+
+    :param root: the result
+    :param in_order: whether the members of a group are looked at one after another, as Celery does
+        for result backends without a native join, or as they come
+    :param ended: called once, with the value or a `Failure`
+    :param updated: called with each state that is not final, of the tasks whose value is waited for
+    :param propagate: whether errors of tasks are failures; they are values otherwise
+    :param follow_parents: whether parents are looked at
+    """
+
+    def __init__(
+        self,
+        root: AnyResult,
+        ended: Callable[[Any], None],
+        updated: UpdateCallback | None = None,
+        *,
+        in_order: bool,
+        propagate: bool = True,
+        follow_parents: bool = True,
+    ) -> None:
+        self._root = root
+        self._ended = ended
+        self._updated = updated
+        self._in_order = in_order
+        self._propagate = propagate
+        self._follow_parents = follow_parents and propagate
+        self._tasks: dict[str, list[TaskResult]] = {}
+        for task in root.family() if self._follow_parents else root.leaves():
+            self._tasks.setdefault(task.id, []).append(task)
+        leaves = {task.id: task for task in root.leaves()}
+        self._needed = {task_id for task_id, task in leaves.items() if task.unknown}
+        self._leaves = frozenset(leaves)
+        self._failed = any(task.failed_already for tasks in self._tasks.values() for task in tasks)
+        self.over = False
+        #: One for each task that is waited for.
+        self.members = [
+            Member(self, task_id, tasks[0].task_name or "?")
+            for task_id, tasks in self._tasks.items()
+            if any(task.unknown for task in tasks)
+        ]
+
+    def check(self) -> None:
+        """End now, if everything is known."""
+        if not self._needed or self._failed:
+            self._evaluate()
+
+    def task(self, task_id: str) -> TaskResult:
+        """One of the tasks."""
+        return self._tasks[task_id][0]
+
+    def stop(self) -> None:
+        """End without an outcome."""
+        self.over = True
+        # Who waits has a way to stop this, and must be freed when it is dropped.
+        self._ended = _nobody
+        self._updated = None
+
+    def task_updated(self, task_id: str, state: str, meta: Any) -> None:
+        """A task has a state that is not final."""
+        if self._updated is not None and not self.over and task_id in self._leaves:
+            self._updated(state, meta)
+
+    def task_ended(self, task_id: str, meta: Mapping[str, Any]) -> None:
+        """A task has ended."""
+        for task in self._tasks[task_id]:
+            task.end(meta)
+            self._failed = self._failed or task.failed_already
+        self._needed.discard(task_id)
+        if not self.over:
+            self.check()
+
+    def task_lost(self, task_id: str, error: TwistedCeleryError) -> None:
+        """What became of a task will not be known."""
+        if not self.over and (task_id in self._leaves or not isinstance(error, ResultError)):
+            self._end(Failure(error))
+
+    def _evaluate(self) -> None:
+        value = self._value(self._root)
+        if value is not _PENDING:
+            self._end(value)
+
+    def _end(self, outcome: Any) -> None:
+        self.over = True
+        self._ended(outcome)
+
+    def _value(self, result: AnyResult) -> Any:
+        """The value, a `Failure`, or `_PENDING`."""
+        if self._follow_parents:
+            for parent in reversed(list(result.parents())):
+                failure = _first_failure(parent)
+                if failure is not None:
+                    return failure
+        if result.members is None:
+            return self._value_of_task(result)
+        if self._propagate and not self._in_order:
+            failure = _first_failure(result)
+            if failure is not None:
+                return failure
+        values = []
+        for member in result.members:
+            value = self._value(member)
+            if value is _PENDING or isinstance(value, Failure):
+                return value
+            values.append(value)
+        return values
+
+    def _value_of_task(self, task: Any) -> Any:
+        if task.ignored:
+            return None
+        if task.meta is None:
+            return _PENDING
+        outcome = outcome_of(task.meta)
+        return outcome.value if isinstance(outcome, Failure) and not self._propagate else outcome
+
+
+class Member:
+    """Waits for one task on behalf of a `Join`: a `twistedcelery.pending.Waiting`."""
+
+    __slots__ = ("_join", "task_id", "task_name")
+
+    is_call = False
+
+    def __init__(self, join: Join, task_id: str, task_name: str) -> None:
+        self._join = join
+        self.task_id = task_id
+        self.task_name = task_name
+
+    @property
+    def holder(self) -> TaskResult:
+        return self._join.task(self.task_id)
+
+    def update(self, state: str, meta: Any) -> None:
+        self._join.task_updated(self.task_id, state, meta)
+
+    def finish(self, meta: Mapping[str, Any]) -> None:
+        self._join.task_ended(self.task_id, meta)
+
+    def fail(self, error: TwistedCeleryError) -> None:
+        self._join.task_lost(self.task_id, error)
+
+
+def _nobody(_outcome: Any) -> None:
+    """Who is told of the outcome of a join that was stopped."""
+
+
+def _first_failure(result: AnyResult) -> Failure | None:
+    """Of the tasks of a result that have failed, the first in order."""
+    for task in result.leaves():
+        if task.meta is not None and task.failed_already:
+            failure: Failure = outcome_of(task.meta)
+            return failure
+    return None

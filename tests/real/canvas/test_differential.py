@@ -1,0 +1,101 @@
+"""The same canvases through Celery's own blocking client and through this one: the same outcome."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import Any
+
+import pytest
+import pytest_twisted
+from twisted.internet import reactor
+from twisted.internet.threads import deferToThread
+from twisted.internet.utils import getProcessOutputAndValue
+
+from tests.real.canvas.cases import KEPT, PLAIN, Case
+from tests.real.canvas.reference import LIMIT, described
+from tests.support import taskapp
+from tests.support.canvasapp import create_app
+from tests.support.process import SOURCES
+from twistedcelery import TwistedCelery
+
+# One after another: each keeps a worker and two clients busy.
+pytestmark = [pytest.mark.timeout(120), pytest.mark.xdist_group("canvas")]
+
+
+async def theirs(
+    cases: list[Case], broker: str, backend: str, config: dict[str, Any]
+) -> dict[str, list[str]]:
+    """The outcomes of Celery's client."""
+    env = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(SOURCES),
+        taskapp.BROKER: broker,
+        taskapp.BACKEND: backend,
+        taskapp.CONFIG: json.dumps(config),
+    }
+    arguments = ["-m", "tests.real.canvas.reference", *(case.name for case in cases)]
+    output, errors, status = await getProcessOutputAndValue(sys.executable, arguments, env=env)
+    assert status == 0, errors.decode()
+    return json.loads(output)
+
+
+async def ours(case: Case, tx_app: TwistedCelery) -> list[str]:
+    """The outcome of our client."""
+    call = tx_app.apply_async(case.make(tx_app.app), case.args, **case.options)
+    try:
+        return described(await call.addTimeout(LIMIT, reactor))
+    except Exception as error:
+        return described(error)
+
+
+async def compare(worker, cases, *, broker, backend, transport="auto", **config):
+    """Run all the cases through both clients."""
+    options = {"app": "tests.support.canvasapp", "pool": "threads", "concurrency": 4}
+    await deferToThread(worker, broker=broker, backend=backend, config=config, **options)
+    tx_app = TwistedCelery(create_app(broker, backend, **config), transport=transport)
+    try:
+        expected = await theirs(cases, broker, backend, config)
+        assert set(expected) == {case.name for case in cases}
+        found = {case.name: await ours(case, tx_app) for case in cases}
+        assert found == expected
+        assert tx_app.in_flight == 0
+    finally:
+        await tx_app.disconnect()
+
+
+@pytest_twisted.ensureDeferred
+async def test_rpc(worker, broker_url):
+    """Over RabbitMQ and ``rpc://``, natively."""
+    await compare(worker, PLAIN, broker=broker_url, backend="rpc://")
+
+
+@pytest_twisted.ensureDeferred
+async def test_rpc_with_protocol_1(worker, broker_url):
+    """With messages of task protocol 1, where chains are linked callbacks, and stamps unknown.
+
+    There Celery's client waits for ever for a group whose member is a chain that fails.
+    """
+    left_out = {"stamps", "stamped chain", "stamped group", "visitor", "group with a failing chain"}
+    cases = [case for case in PLAIN if case.name not in left_out]
+    await compare(worker, cases, broker=broker_url, backend="rpc://", task_protocol=1)
+
+
+@pytest_twisted.ensureDeferred
+async def test_redis_results(worker, broker_url, redis_server):
+    """Over RabbitMQ, with results in Redis."""
+    await compare(worker, PLAIN + KEPT, broker=broker_url, backend=redis_server.url(0))
+
+
+@pytest_twisted.ensureDeferred
+async def test_redis_in_threads(worker, redis_server):
+    """With Redis as the broker too, and Celery's own code in threads."""
+    url = redis_server.url(0)
+    await compare(worker, PLAIN + KEPT, broker=url, backend=url, transport="threads")
+
+
+@pytest_twisted.ensureDeferred
+async def test_sqlite(worker, broker_url, tmp_path):
+    """With results in SQLite, whose chords Celery unlocks with a task that polls."""
+    await compare(worker, PLAIN + KEPT, broker=broker_url, backend=f"db+sqlite:///{tmp_path}/results.db")
