@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from twistedcelery.errors import ConfigurationError
 from twistedcelery.wamp.options import DEFAULT_OPTIONS, KNOWN_OPTIONS
+from twistedcelery.wamp.triggers import Trigger, parse_triggers
 from twistedcelery.wamp.uris import why_not_a_uri
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class Configuration:
     :ivar tracebacks: whether errors and events carry remote tracebacks
     :ivar event_audience: ``"all"``, or ``"caller"``: only the session that called
     :ivar allow_options: keys that callers may use in ``celery_options``
-    :ivar triggers: always empty in this version
+    :ivar triggers: the WAMP events that submit tasks
     """
 
     app: str
@@ -83,7 +84,7 @@ class Configuration:
     tracebacks: bool = False
     event_audience: str = "all"
     allow_options: frozenset[str] = DEFAULT_OPTIONS
-    triggers: tuple[()] = ()
+    triggers: tuple[Trigger, ...] = ()
 
     @classmethod
     def parse(cls, extra: Mapping[str, Any] | None, environ: Mapping[str, str] = os.environ) -> Configuration:
@@ -197,12 +198,6 @@ def _option_names(key: str, value: Any) -> frozenset[str]:
     return frozenset(value)
 
 
-def _triggers(key: str, value: Any) -> tuple[()]:
-    if value not in ([], ()):
-        _refuse(key, value, "[]: triggers are not available in this version")
-    return ()
-
-
 def _hint(found: object, accepted: tuple[str, ...] | Mapping[str, Any]) -> str:
     close = difflib.get_close_matches(str(found), accepted, n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
@@ -226,5 +221,5 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "tracebacks": _flag,
     "event_audience": _one_of("all", "caller"),
     "allow_options": _option_names,
-    "triggers": _triggers,
+    "triggers": lambda _, value: parse_triggers(value),
 }

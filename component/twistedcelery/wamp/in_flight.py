@@ -55,6 +55,27 @@ class InFlight:
         :param options: ``celery_options`` as they came
         :raise ApplicationError: where nothing was sent
         """
+        try:
+            parsed = parse_options(options, self._context.config.allow_options)
+        except NotAllowed as error:
+            raise self._context.errors.make("not_allowed", f"celery_options: {error}") from error
+        except OptionError as error:
+            raise self._context.errors.make("invalid_arguments", f"celery_options: {error}") from error
+        return self.start(task, args, kwargs, parsed, caller)
+
+    def start(
+        self,
+        task: ExposedTask,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        options: Mapping[str, Any],
+        caller: Caller,
+    ) -> FollowedTask:
+        """Send a task, and follow it.
+
+        :param options: keywords of ``send_task``
+        :raise ApplicationError: where nothing was sent
+        """
         if len(self._tasks) >= self._context.config.max_in_flight:
             self.totals["overloaded"] += 1
             limit = self._context.config.max_in_flight
@@ -62,16 +83,10 @@ class InFlight:
                 "overloaded", f"{limit} tasks are in flight already; try again later"
             )
         try:
-            parsed = parse_options(options, self._context.config.allow_options)
-        except NotAllowed as error:
-            raise self._context.errors.make("not_allowed", str(error)) from error
-        except OptionError as error:
-            raise self._context.errors.make("invalid_arguments", str(error)) from error
-        try:
             task.check_arguments(args, kwargs)
         except TypeError as error:
             raise self._context.errors.make("invalid_arguments", f"{task.name}: {error}") from error
-        return self._follow(task, args, kwargs, {**task.send_options(), **parsed}, caller)
+        return self._follow(task, args, kwargs, {**task.send_options(), **options}, caller)
 
     def _follow(
         self,

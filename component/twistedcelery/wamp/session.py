@@ -7,17 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 from autobahn.twisted.wamp import ApplicationSession
 from autobahn.wamp.exception import ApplicationError
-from autobahn.wamp.message import Interrupt, Invocation
-from autobahn.wamp.types import RegisterOptions
+from autobahn.wamp.message import Event, Interrupt, Invocation
+from autobahn.wamp.types import RegisterOptions, SubscribeOptions
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from twistedcelery.errors import ConfigurationError
 from twistedcelery.wamp.authentication import TICKET_VARIABLE, Credentials
-from twistedcelery.wamp.bridge import Bridge, bridge_for
-from twistedcelery.wamp.config import Configuration
-from twistedcelery.wamp.exposed import load_application
+from twistedcelery.wamp.bridge import Bridge, bridge_for, check
 from twistedcelery.wamp.invocation import DETAILS, KEYWORDS, OpenInvocations
 from twistedcelery.wamp.values import MAX_SIZE
 
@@ -26,6 +24,9 @@ if TYPE_CHECKING:
 
     from autobahn.wamp.types import Challenge, CloseDetails, ComponentConfig, SessionDetails
     from twisted.python.failure import Failure
+
+    from twistedcelery.wamp.invocation import Handler
+    from twistedcelery.wamp.triggers import Listener
 
 __all__ = ["CeleryBridge"]
 
@@ -53,7 +54,7 @@ class CeleryBridge(ApplicationSession):
         :raise ConfigurationError: says what is wrong
         """
         try:
-            load_application(Configuration.parse(extra).app)
+            check(extra)
         except ConfigurationError as error:
             # Crossbar itself mentions the reason at its debug level only.
             _log.error("the bridge cannot start: {error}", error=str(error))
@@ -107,11 +108,37 @@ class CeleryBridge(ApplicationSession):
         if isinstance(msg, Interrupt) and self._open is not None:
             # It does not say how an invocation is interrupted.
             self._open.interrupt_mode = msg.mode
-        elif isinstance(msg, Invocation) and msg.kwargs:
+        elif isinstance(msg, Invocation | Event) and msg.kwargs:
             # It passes keywords through functions of its own: one named "self", "fun" or "f" would be
             # taken for theirs, and the exception would end the session.
             msg.kwargs = {KEYWORDS: msg.kwargs}
         super().onMessage(msg)
+
+    def provide(self, uri: str, handler: Handler, invoke: str) -> Deferred[Any]:
+        """Register a procedure.
+
+        :param invoke: WAMP's registration policy
+        :return: fires once the router has it, or fails with the router's `ApplicationError`
+        """
+        if self._open is None:
+            raise RuntimeError("joined without having connected")
+        options = RegisterOptions(invoke=invoke, details_arg=DETAILS)
+        registering: Deferred[Any] = self.register(self._open.endpoint(handler), uri, options=options)
+        return registering
+
+    def listen(self, topic: str, match: str, listener: Listener) -> Deferred[Any]:
+        """Subscribe.
+
+        :param match: WAMP's matching policy
+        :return: fires once the router has it, or fails with the router's `ApplicationError`
+        """
+
+        def happened(*args: Any, **kwargs: Any) -> None:
+            listener(args, kwargs.get(KEYWORDS, {}), kwargs[DETAILS])
+
+        options = SubscribeOptions(match=match, details_arg=DETAILS)
+        subscribing: Deferred[Any] = self.subscribe(happened, topic, options)
+        return subscribing
 
     def onLeave(self, details: CloseDetails) -> Any:
         """The session has ended, or the router has refused it."""
@@ -142,15 +169,15 @@ class CeleryBridge(ApplicationSession):
             _log.failure("the bridge's session failed", failure=fail)
 
     def _register_all(self) -> Deferred[Any]:
-        bridge, open_invocations = self._bridge, self._open
-        if bridge is None or open_invocations is None:
+        bridge = self._bridge
+        if bridge is None:
             raise RuntimeError("joined without having connected")
-        options = RegisterOptions(invoke=bridge.config.invoke, details_arg=DETAILS)
-        registering = []
-        for uri, handler in bridge.procedures.items():
-            registration = self.register(open_invocations.endpoint(handler), uri, options=options)
-            registering.append(registration.addErrback(self._not_registered, uri))
-        return DeferredList(registering)
+        return DeferredList(
+            [
+                self.provide(uri, handler, bridge.config.invoke).addErrback(self._not_registered, uri)
+                for uri, handler in bridge.procedures.items()
+            ]
+        )
 
     def _registered(self, _: Any) -> None:
         if self._bridge is not None and self.is_attached():

@@ -11,6 +11,9 @@ from twistedcelery import ConfigurationError
 from twistedcelery.wamp import config
 from twistedcelery.wamp.config import Configuration
 from twistedcelery.wamp.exposed import load_application
+from twistedcelery.wamp.triggers import Trigger
+
+TRIGGER = {"topic": "com.example.uploaded", "task": "app.add"}
 
 
 def test_the_defaults():
@@ -100,7 +103,24 @@ def test_events():
         ({"allow_options": [["queue"]]}, "found ['queue']"),
         ({"events": [{}]}, "found {}"),
         ({"invoke": []}, "found []"),
-        ({"triggers": [{"topic": "x"}]}, "accepted is []: triggers are not available in this version"),
+        ({"triggers": {}}, "key 'triggers': found {}, accepted is a list of objects"),
+        ({"triggers": ["x"]}, "key 'triggers[0]': found 'x', accepted is an object with the keys topic"),
+        ({"triggers": [{"topic": "x"}]}, "key 'triggers[0].task': found None, accepted is text"),
+        ({"triggers": [{"task": "x", "topic": ""}]}, "key 'triggers[0].topic': found ''"),
+        ({"triggers": [TRIGGER, {**TRIGGER, "tsk": 1}]}, "key 'triggers[1]': found 'tsk', accepted is only"),
+        ({"triggers": [{**TRIGGER, "match": "glob"}]}, "one of 'exact', 'prefix', 'wildcard'"),
+        ({"triggers": [{**TRIGGER, "match": []}]}, "key 'triggers[0].match': found []"),
+        (
+            {"triggers": [{**TRIGGER, "topic": "a..b"}]},
+            "topic for the match 'exact'; it has an empty component",
+        ),
+        ({"triggers": [{**TRIGGER, "topic": "a b", "match": "wildcard"}]}, "it contains white space"),
+        (
+            {"triggers": [{**TRIGGER, "options": {"que": "x"}}]},
+            "'que' is not allowed here; allowed: compression",
+        ),
+        ({"triggers": [{**TRIGGER, "options": {"countdown": "x"}}]}, "countdown takes a number of seconds"),
+        ({"triggers": [{**TRIGGER, "options": []}]}, "key 'triggers[0].options': found []"),
     ],
 )
 def test_mistakes(extra, says):
@@ -108,6 +128,20 @@ def test_mistakes(extra, says):
     with pytest.raises(ConfigurationError) as refused:
         Configuration.parse(extra if extra == {} else {"app": "my_app", **extra}, {})
     assert says in str(refused.value)
+
+
+def test_triggers():
+    """A trigger's topic may be a pattern, and its options are those of ``send_task``."""
+    triggers = [
+        TRIGGER,
+        {**TRIGGER, "topic": "com.", "match": "prefix", "options": {"queue": "slow", "countdown": None}},
+        {**TRIGGER, "topic": "com..uploaded", "match": "wildcard"},
+    ]
+    assert Configuration.parse({"app": "my_app", "triggers": triggers}, {}).triggers == (
+        Trigger("com.example.uploaded", "app.add"),
+        Trigger("com.", "app.add", "prefix", {"queue": "slow"}),
+        Trigger("com..uploaded", "app.add", "wildcard"),
+    )
 
 
 def test_values_of_unknown_keys_are_not_shown():
