@@ -43,6 +43,9 @@ if TYPE_CHECKING:
     class WampSession(PublishingSession, ProvidingSession, SubscribingSession, Protocol):
         """What a bridge needs of its session."""
 
+        def leave(self) -> Deferred[None]:
+            """Let the calls in flight end, then leave; fires once it is gone. Never fails."""
+
         def call(self, procedure: str, *args: Any, **kwargs: Any) -> Deferred[Any]:
             """As `autobahn.wamp.interfaces.ICaller.call`."""
 
@@ -118,10 +121,15 @@ class Bridge:
         if self._session is session:
             self._session = None
 
-    def stop(self) -> Deferred[None]:
-        """Disconnect from the broker; a later session gets a new bridge.
+    def withdraw(self, session: WampSession) -> None:
+        """A session is about to leave: it is good for publishing still, and for nothing new."""
+        if self._leadership is not None:
+            self._leadership.detach(session)
 
-        :return: fires within `STOP_TIMEOUT`, whatever the broker does
+    def stop(self) -> Deferred[None]:
+        """Let the session leave, then disconnect from the broker; a later session gets a new bridge.
+
+        :return: fires within `STOP_TIMEOUT` of the session's end, whatever the broker does
         """
         for key in [key for key, bridge in _bridges.items() if bridge is self]:
             del _bridges[key]
@@ -130,7 +138,11 @@ class Bridge:
             failure.trap(defer.TimeoutError)
             _log.warn("the broker connection did not close within {seconds} s", seconds=STOP_TIMEOUT)
 
-        return self._client.disconnect().addTimeout(STOP_TIMEOUT, self._reactor).addErrback(unfinished)
+        def disconnect(_: object) -> Deferred[None]:
+            return self._client.disconnect().addTimeout(STOP_TIMEOUT, self._reactor).addErrback(unfinished)
+
+        left = succeed(None) if self._session is None else self._session.leave()
+        return left.addCallback(disconnect)
 
     def _is_gone(self, session_id: int | None) -> Deferred[bool]:
         """Whether a caller has left, as far as the router tells."""
@@ -173,7 +185,11 @@ def bridge_for(realm: str, extra: Mapping[str, Any] | None, reactor: Any) -> Bri
     if key not in _bridges:
         app = load_application(config.app)
         client = TwistedCelery(
-            app, reactor, publish_timeout=config.publish_timeout, terminate=config.terminate
+            app,
+            reactor,
+            publish_timeout=config.publish_timeout,
+            terminate=config.terminate,
+            disconnect_at_shutdown=False,
         )
         bridge = _bridges[key] = Bridge(config, app, reactor, client)
         if IReactorCore.providedBy(reactor):

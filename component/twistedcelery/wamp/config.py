@@ -54,6 +54,7 @@ class Configuration:
     :ivar discover: where the task names come from; ``"app"``: what the application has registered
     :ivar invoke: WAMP's registration policy
     :ivar max_in_flight: tasks followed at once
+    :ivar drain_timeout: seconds that calls in flight get to end when the bridge stops
     :ivar publish_timeout: seconds for the broker to take a task
     :ivar call_timeout: seconds a call may wait for its result; ``None``: for ever
     :ivar on_caller_gone: ``"revoke"`` or ``"keep"`` the task of a caller who left or gave up
@@ -74,6 +75,7 @@ class Configuration:
     discover: str = "app"
     invoke: str = "roundrobin"
     max_in_flight: int = 1000
+    drain_timeout: float = 10.0
     publish_timeout: float = 10.0
     call_timeout: float | None = None
     on_caller_gone: str = "revoke"
@@ -211,6 +213,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "discover": _discover,
     "invoke": _one_of("single", "first", "last", "roundrobin", "random"),
     "max_in_flight": _count,
+    "drain_timeout": _seconds,
     "publish_timeout": _seconds,
     "call_timeout": _seconds_or_none,
     "on_caller_gone": _one_of("revoke", "keep"),

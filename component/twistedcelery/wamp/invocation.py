@@ -118,6 +118,7 @@ class OpenInvocations:
         self._errors = errors
         self._session = session
         self._open: set[Deferred[Any]] = set()
+        self._waiters: list[Deferred[None]] = []
         #: How the router wants the invocation that it interrupts right now to end.
         self.interrupt_mode: str | None = None
 
@@ -133,11 +134,25 @@ class OpenInvocations:
 
         return invoke
 
+    def ended(self) -> Deferred[None]:
+        """Fires as soon as each has its answer."""
+        waiter: Deferred[None] = Deferred()
+        self._waiters.append(waiter)
+        self._tell_waiters()
+        return waiter
+
     def close(self) -> None:
         """The session's transport is gone: let go of what Autobahn holds, and send nothing."""
         waiting, self._open = self._open, set()
         for answer in waiting:
             answer.callback(None)
+        self._tell_waiters()
+
+    def _tell_waiters(self) -> None:
+        if not self._open:
+            waiters, self._waiters = self._waiters, []
+            for waiter in waiters:
+                waiter.callback(None)
 
     def _answer(self, handler: Handler, invocation: Invocation) -> Deferred[Any]:
         def interrupted(answer: Deferred[Any]) -> None:
@@ -151,6 +166,7 @@ class OpenInvocations:
                 answer.errback(self._errors.make("revoked", "the call was cancelled"))
             else:
                 answer.callback(None)
+            self._tell_waiters()
 
         def settle(result: Any) -> None:
             invocation.end()
@@ -162,6 +178,7 @@ class OpenInvocations:
                 answer.errback(result)
             else:
                 answer.callback(result)
+            self._tell_waiters()
 
         answer: Deferred[Any] = Deferred(interrupted)
         self._open.add(answer)

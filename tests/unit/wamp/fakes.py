@@ -92,6 +92,10 @@ class FakeSession:
         assert self.attached
         self.published.append((topic, payload, options.message_attr()))
 
+    def leave(self) -> Deferred[None]:
+        self.left: Deferred[None] = Deferred()
+        return self.left
+
     def call(self, procedure: str, *args: Any) -> Deferred[Any]:
         answer: Deferred[Any] = Deferred()
         self.calls.append((procedure, args, answer))

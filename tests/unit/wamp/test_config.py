@@ -26,6 +26,7 @@ def test_the_defaults():
         discover="app",
         invoke="roundrobin",
         max_in_flight=1000,
+        drain_timeout=10.0,
         publish_timeout=10.0,
         call_timeout=None,
         on_caller_gone="revoke",
