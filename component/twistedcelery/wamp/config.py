@@ -54,6 +54,7 @@ class Configuration:
     :ivar discover: where the task names come from; ``"app"``: what the application has registered
     :ivar invoke: WAMP's registration policy
     :ivar max_in_flight: tasks followed at once
+    :ivar max_in_flight_per_caller: tasks of one WAMP session followed at once; ``None``: no limit of its own
     :ivar drain_timeout: seconds that calls in flight get to end when the bridge stops
     :ivar publish_timeout: seconds for the broker to take a task
     :ivar call_timeout: seconds a call may wait for its result; ``None``: for ever
@@ -64,6 +65,7 @@ class Configuration:
     :ivar publish_results: whether ``succeeded`` carries the result
     :ivar tracebacks: whether errors and events carry remote tracebacks
     :ivar event_audience: ``"all"``, or ``"caller"``: only the session that called
+    :ivar task_access: whose tasks ``celery_api`` gives access to: ``"all"``, or ``"caller"``: one's own
     :ivar allow_options: keys that callers may use in ``celery_options``
     :ivar triggers: the WAMP events that submit tasks
     """
@@ -75,6 +77,7 @@ class Configuration:
     discover: str = "app"
     invoke: str = "roundrobin"
     max_in_flight: int = 1000
+    max_in_flight_per_caller: int | None = None
     drain_timeout: float = 10.0
     publish_timeout: float = 10.0
     call_timeout: float | None = None
@@ -85,6 +88,7 @@ class Configuration:
     publish_results: bool = False
     tracebacks: bool = False
     event_audience: str = "all"
+    task_access: str = "all"
     allow_options: frozenset[str] = DEFAULT_OPTIONS
     triggers: tuple[Trigger, ...] = ()
 
@@ -213,6 +217,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "discover": _discover,
     "invoke": _one_of("single", "first", "last", "roundrobin", "random"),
     "max_in_flight": _count,
+    "max_in_flight_per_caller": lambda key, value: None if value is None else _count(key, value),
     "drain_timeout": _seconds,
     "publish_timeout": _seconds,
     "call_timeout": _seconds_or_none,
@@ -223,6 +228,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "publish_results": _flag,
     "tracebacks": _flag,
     "event_audience": _one_of("all", "caller"),
+    "task_access": _one_of("all", "caller"),
     "allow_options": _option_names,
     "triggers": lambda _, value: parse_triggers(value),
 }

@@ -12,6 +12,7 @@ from autobahn.wamp.message import Interrupt
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.logger import Logger
 
+from twistedcelery.wamp.options import CALLER_HEADERS
 from twistedcelery.wamp.values import Unencodable, normalise
 
 if TYPE_CHECKING:
@@ -41,6 +42,27 @@ class Caller:
     session: int | None = None
     authid: str | None = None
     authrole: str | None = None
+    #: The topic of the event, where it was no call but a trigger's event.
+    topic: str | None = None
+
+    def headers(self) -> dict[str, Any]:
+        """What the task is told, as headers of its message."""
+        known = (
+            ("session", self.session),
+            ("authid", self.authid),
+            ("authrole", self.authrole),
+            ("topic", self.topic),
+        )
+        return {f"{CALLER_HEADERS}{name}": value for name, value in known if value is not None}
+
+    def is_same(self, other: Caller) -> bool:
+        """Whether both are one and the same. Who is not disclosed is the same as nobody.
+
+        An ``authid`` outlives a session; one that is not authenticated is the router's, for one session.
+        """
+        if self.session is not None and self.session == other.session:
+            return True
+        return self.authid is not None and (self.authid, self.authrole) == (other.authid, other.authrole)
 
 
 class SessionView(Protocol):

@@ -7,8 +7,11 @@ from collections.abc import Callable, Collection, Mapping
 from datetime import datetime
 from typing import Any
 
-__all__ = ["DEFAULT_OPTIONS", "KNOWN_OPTIONS", "NotAllowed", "OptionError", "parse_options"]
+__all__ = ["CALLER_HEADERS", "DEFAULT_OPTIONS", "KNOWN_OPTIONS", "NotAllowed", "OptionError", "parse_options"]
 
+
+#: What the names of the headers begin with that tell a task who called.
+CALLER_HEADERS = "wamp_"
 
 #: AMQP keeps a priority, and the length of a short text, in one byte.
 _BYTE = 255
@@ -82,6 +85,8 @@ def _flag(key: str, value: Any) -> bool:
 def _headers(key: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
         raise OptionError(f"{key} takes an object")
+    if any(name.startswith(CALLER_HEADERS) for name in value):
+        raise NotAllowed(f"{key}: names that begin with {CALLER_HEADERS!r} are the bridge's own")
     return dict(value)
 
 

@@ -121,7 +121,9 @@ class _Listener:
         if self._uris.owns(details.topic or ""):
             # A pattern may cover the bridge's own topics, too.
             return
-        publisher = Caller(details.publisher, details.publisher_authid, details.publisher_authrole)
+        publisher = Caller(
+            details.publisher, details.publisher_authid, details.publisher_authrole, details.topic
+        )
         try:
             followed = self._in_flight.start(self._task, args, kwargs, self._trigger.options, publisher)
         except ApplicationError as error:

@@ -114,14 +114,13 @@ async def test_a_router_that_comes_and_goes(crossbar_node, bridge_process, clien
     process = bridge_process(f"ws://127.0.0.1:{port}/ws")
     await deferToThread(process.wait_for_output, "no router at")
     node = await deferToThread(crossbar_node, node_config(port), port=port, env={TICKET_VARIABLE: TICKET})
-    for _ in range(2):
-        caller = await client(node.url)
-        await wait_for_procedure(caller, "celery.taskapp.add")
-        assert await caller.call("celery.taskapp.add", 2, 3) == 5
-        await deferToThread(node.kill)
-        await deferToThread(node.start)
     caller = await client(node.url)
     await wait_for_procedure(caller, "celery.taskapp.add")
+    await deferToThread(node.kill)
+    await deferToThread(node.start)
+    caller = await client(node.url)
+    await wait_for_procedure(caller, "celery.taskapp.add")
+    assert await caller.call("celery.taskapp.add", 2, 3) == 5
     assert "Traceback" not in process.output()
     assert len(process.output().splitlines()) < 30
     await deferToThread(process.stop)
