@@ -102,6 +102,56 @@ REFUSED = [
 ]
 
 
+#: What each role may do in each URI space, and nowhere else.
+MATRIX = {
+    "browser": {"celery": {"call", "subscribe"}, "celery_api": {"call"}, "celery_task": {"subscribe"}},
+    "operator": {
+        "celery": {"call", "subscribe"},
+        "celery_api": {"call"},
+        "celery_task": {"subscribe"},
+        "celery_admin": {"call", "subscribe"},
+    },
+    "bridge": {
+        "celery": {"register", "publish to"},
+        "celery_api": {"register"},
+        "celery_task": {"publish to"},
+        "celery_admin": {"register", "publish to"},
+        "wamp.session.get": {"call"},
+    },
+}
+EVENTS = ("sent", "received", "started", "progress", "retried", "succeeded", "failed", "revoked", "rejected")
+#: Every procedure and topic of the bridge, and some of others.
+URIS = {
+    "celery": [
+        *(f"celery.my_app.tasks.{task}" for task in ("add", "countdown", "fail", "mandelbrot")),
+        *(f"celery.my_app.tasks.add.{event}" for event in EVENTS),
+        "celery.error.task_failed",
+    ],
+    "celery_api": [
+        f"celery_api.{name}" for name in ("tasks", "submit", "result", "state", "revoke", "status")
+    ],
+    "celery_task": ["celery_task.0a1b"],
+    "celery_admin": [
+        *(f"celery_admin.{name}" for name in ("leader", "ping", "shutdown")),
+        *(f"celery_admin.worker.{event}" for event in ("online", "heartbeat", "offline")),
+    ],
+    "wamp.session.get": ["wamp.session.get"],
+    "others": [
+        *(
+            "celery",
+            "Celery.my_app.tasks.add",
+            "c\u0435lery.my_app.tasks.add",
+            "celery_apis.tasks",
+            "com.example",
+        ),
+        *("wamp.session.list", "wamp.session.kill", "wamp.registration.list", "wamp.subscription.list"),
+        "crossbar.get_status",
+    ],
+}
+#: How a router refuses: an action, or its own URIs to anybody.
+REFUSALS = {ApplicationError.NOT_AUTHORIZED, ApplicationError.INVALID_URI}
+
+
 class Client(ApplicationSession):
     """A session as one of the node's roles."""
 
@@ -199,6 +249,28 @@ async def test_role_may_not(node: CrossbarNode, role: str, action: str, uri: str
         with pytest.raises(ApplicationError) as refusal:
             await attempt(session, action, uri)
         assert refusal.value.error == ApplicationError.NOT_AUTHORIZED
+
+
+@pytest.mark.parametrize("role", MATRIX)
+@pytest_twisted.ensureDeferred
+async def test_every_role_with_every_uri(node: CrossbarNode, role: str) -> None:
+    """Each procedure and topic is open to a role as its URI space is, for each action."""
+    expected, seen = {}, {}
+    async with client(node, role, TICKETS[role]) as session:
+        for space, uris in URIS.items():
+            for uri in uris:
+                expected[uri] = MATRIX[role].get(space, set())
+                seen[uri] = set()
+                for action in ("call", "register", "subscribe", "publish to"):
+                    try:
+                        await attempt(session, action, uri)
+                    except ApplicationError as error:
+                        if error.error in REFUSALS:
+                            continue
+                        if error.error != ApplicationError.NO_SUCH_PROCEDURE:
+                            raise
+                    seen[uri].add(action)
+    assert seen == expected
 
 
 @pytest.mark.parametrize("authid", ["bridge", "operator"])

@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import json
 import re
 import signal
-import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 import pytest_twisted
@@ -22,38 +17,9 @@ from tests.real.wamp.test_calls import refusal
 from tests.real.wamp.test_triggers import until_led
 from tests.support.node import CrossbarNode
 from tests.support.ports import free_port
-from tests.support.process import SOURCES, Process
 from tests.support.taskapp import BACKEND, BROKER
 
 pytestmark = pytest.mark.usefixtures("worker_process")
-
-BridgeProcess = Callable[..., Process]
-
-
-@pytest.fixture
-def bridge_process(broker: str, tmp_path: Path) -> Iterator[BridgeProcess]:
-    """``bridge_process(url, **extra)`` starts one; it joins a little later."""
-    started: list[Process] = []
-
-    def start(url: str, ticket: str = TICKET, **extra: Any) -> Process:
-        name = f"bridge{len(started)}"
-        config = tmp_path / f"{name}.json"
-        config.write_text(json.dumps({"app": "tests.support.taskapp", **extra}))
-        env = {
-            BROKER: broker,
-            BACKEND: "rpc://",
-            "PYTHONPATH": ":".join(SOURCES),
-            "TWISTEDCELERY_TICKET": ticket,
-        }
-        command = [sys.executable, "-m", "twistedcelery.cli", "bridge", "--url", url, "--config", str(config)]
-        process = Process(command, directory=tmp_path, name=name, env=env)
-        started.append(process)
-        process.start()
-        return process
-
-    yield start
-    for process in started:
-        process.kill()
 
 
 @pytest_twisted.ensureDeferred
