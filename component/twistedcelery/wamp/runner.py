@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from autobahn.rawsocket.util import parse_url as parse_rawsocket_url
 from autobahn.twisted.rawsocket import WampRawSocketClientFactory
 from autobahn.twisted.websocket import WampWebSocketClientFactory
+from autobahn.wamp.serializer import JsonSerializer, MsgPackSerializer
 from autobahn.wamp.types import ComponentConfig
 from autobahn.websocket.util import parse_url as parse_websocket_url
 from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
@@ -121,9 +122,16 @@ class Runner:
         return joined
 
     def _factory(self) -> Any:
+        # Not CBOR: its decoder takes fewer levels of nesting than a router accepts from those who call in
+        # MessagePack, so that one argument could end the bridge's session.
         if self._url.startswith("rs"):
-            return WampRawSocketClientFactory(self._make)
-        factory = WampWebSocketClientFactory(self._make, url=self._url, reactor=self._reactor)
+            return WampRawSocketClientFactory(self._make, serializer=MsgPackSerializer())
+        factory = WampWebSocketClientFactory(
+            self._make,
+            url=self._url,
+            serializers=[MsgPackSerializer(), JsonSerializer()],
+            reactor=self._reactor,
+        )
         factory.setProtocolOptions(**_WEBSOCKET_OPTIONS)
         factory.noisy = False
         return factory

@@ -59,7 +59,12 @@ def node_config(port: int, extra: Mapping[str, Any] | None = None) -> dict[str, 
             "classname": "twistedcelery.wamp.CeleryBridge",
             "realm": "realm1",
             "extra": dict(extra),
-            "transport": {"type": "websocket", "url": f"ws://127.0.0.1:{port}/ws", "endpoint": endpoint},
+            "transport": {
+                "type": "websocket",
+                "url": f"ws://127.0.0.1:{port}/ws",
+                "endpoint": endpoint,
+                "serializers": ["msgpack"],
+            },
         }
         workers.append(
             {"type": "container", "options": {"restart": "restart-always"}, "components": [component]}
