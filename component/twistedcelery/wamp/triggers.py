@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from autobahn.wamp.exception import ApplicationError
 from twisted.logger import Logger
 
-from twistedcelery.errors import ConfigurationError
 from twistedcelery.wamp.invocation import Caller
-from twistedcelery.wamp.options import KNOWN_OPTIONS, OptionError, parse_options
 from twistedcelery.wamp.throttle import Throttle
-from twistedcelery.wamp.uris import why_not_a_pattern
+from twistedcelery.wamp.trigger import refuse_trigger
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from autobahn.wamp.types import EventDetails
     from twisted.internet.defer import Deferred
     from twisted.python.failure import Failure
@@ -24,36 +22,15 @@ if TYPE_CHECKING:
     from twistedcelery.wamp.context import Context
     from twistedcelery.wamp.exposed import ExposedTask
     from twistedcelery.wamp.in_flight import InFlight
+    from twistedcelery.wamp.trigger import Trigger
     from twistedcelery.wamp.uris import Uris
 
-__all__ = ["Listener", "SubscribingSession", "Trigger", "Triggers", "check_triggers", "parse_triggers"]
+__all__ = ["Listener", "SubscribingSession", "Triggers", "check_triggers"]
 
 #: Seconds between two lines in the log about the same trigger.
 LOG_INTERVAL = 5.0
 
-_KEYS = ("topic", "match", "task", "options")
-_MATCHES = ("exact", "prefix", "wildcard")
-
 _log = Logger()
-
-
-@dataclass(frozen=True, slots=True)
-class Trigger:
-    """An event on ``topic`` submits ``task``.
-
-    :ivar topic: a topic, or a pattern of topics, as ``match`` says
-    :ivar match: ``"exact"``, ``"prefix"`` or ``"wildcard"``, with WAMP's meaning
-    :ivar task: the name of an exposed task
-    :ivar options: keywords of ``send_task``
-    """
-
-    topic: str
-    task: str
-    match: str = "exact"
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        return f"{self.task!r} on {self.topic!r} ({self.match})"
 
 
 class Listener(Protocol):
@@ -137,19 +114,6 @@ class _Listener:
         )
 
 
-def parse_triggers(found: Any) -> tuple[Trigger, ...]:
-    """Check what a user wrote under ``triggers``, as far as that does not depend on the application.
-
-    :raise ConfigurationError: names the key, what was found, and what is accepted
-    """
-    if not isinstance(found, list | tuple):
-        raise ConfigurationError(
-            f"configuration key 'triggers': found {found!r:.80}, accepted is a list of objects "
-            f"with the keys {', '.join(_KEYS)}"
-        )
-    return tuple(_parse(number, one) for number, one in enumerate(found))
-
-
 def check_triggers(triggers: Sequence[Trigger], tasks: Mapping[str, ExposedTask], uris: Uris) -> None:
     """Check what depends on the application and on the prefix.
 
@@ -160,35 +124,8 @@ def check_triggers(triggers: Sequence[Trigger], tasks: Mapping[str, ExposedTask]
         if trigger.task not in tasks:
             close = difflib.get_close_matches(trigger.task, tasks, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
-            _refuse(number, "task", trigger.task, f"the name of a task that this bridge exposes{hint}")
+            refuse_trigger(number, "task", trigger.task, f"the name of a task that this bridge exposes{hint}")
         if uris.owns(trigger.topic):
             # A router does not send a session what it publishes itself, so that such a trigger
             # would act on some events and not on others; and it could go in circles.
-            _refuse(number, "topic", trigger.topic, "a topic outside of the bridge's own URIs")
-
-
-def _parse(number: int, found: Any) -> Trigger:
-    if not isinstance(found, Mapping):
-        _refuse(number, None, found, f"an object with the keys {', '.join(_KEYS)}")
-    for key in found:
-        if key not in _KEYS:
-            _refuse(number, None, key, f"only the keys {', '.join(_KEYS)}")
-    for key in ("topic", "task"):
-        if not isinstance(found.get(key), str) or not found[key]:
-            _refuse(number, key, found.get(key), "text that is not empty")
-    match = found.get("match", "exact")
-    if match not in _MATCHES:
-        _refuse(number, "match", match, f"one of {', '.join(map(repr, _MATCHES))}")
-    reason = why_not_a_pattern(found["topic"], match)
-    if reason is not None:
-        _refuse(number, "topic", found["topic"], f"a WAMP topic for the match {match!r}; {reason}")
-    try:
-        options = parse_options(found.get("options"), KNOWN_OPTIONS)
-    except OptionError as error:
-        _refuse(number, "options", found["options"], f"an object of Celery's options; {error}")
-    return Trigger(found["topic"], found["task"], match, options)
-
-
-def _refuse(number: int, key: str | None, found: object, accepted: str) -> NoReturn:
-    where = f"triggers[{number}]" + (f".{key}" if key else "")
-    raise ConfigurationError(f"configuration key {where!r}: found {found!r:.80}, accepted is {accepted}")
+            refuse_trigger(number, "topic", trigger.topic, "a topic outside of the bridge's own URIs")

@@ -11,7 +11,7 @@ from twistedcelery import ConfigurationError
 from twistedcelery.wamp import config
 from twistedcelery.wamp.config import Configuration
 from twistedcelery.wamp.exposed import load_application
-from twistedcelery.wamp.triggers import Trigger
+from twistedcelery.wamp.trigger import Trigger
 
 TRIGGER = {"topic": "com.example.uploaded", "task": "app.add"}
 
