@@ -8,6 +8,7 @@ import hashlib
 import hmac
 import json
 import os
+import re
 import socket
 import subprocess
 import urllib.parse
@@ -27,6 +28,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint
 from twisted.internet.threads import deferToThread
 
+from tests.support.debian import require
 from tests.support.node import CrossbarNode
 from tests.support.ports import free_port
 from tests.support.process import ROOT, python_program
@@ -351,6 +353,22 @@ async def test_http_call(node: CrossbarNode) -> None:
     async with registrar(node):
         answer = await deferToThread(post, node, SECRETS["TWISTEDCELERY_CALL_SECRET"], TASK, 2, 3)
     assert answer == (200, {"args": [5]})
+
+
+@pytest_twisted.ensureDeferred
+async def test_http_call_with_curl(node: CrossbarNode) -> None:
+    """The example of the guide works as it is printed, but for the port."""
+    require("curl")
+    require("openssl")
+    guide = (ROOT / "docs" / "bridge.md").read_text()
+    (example,) = [block for block in re.findall(r"```sh\n(.*?)```", guide, re.DOTALL) if "curl" in block]
+    command = ["sh", "-e", "-c", example.replace("8080", str(node.port))]
+    env = {**os.environ, **SECRETS}
+    async with registrar(node):
+        answer = await deferToThread(
+            subprocess.run, command, env=env, capture_output=True, text=True, check=False, timeout=30
+        )
+    assert (answer.stderr, json.loads(answer.stdout)) == ("", {"args": [5]})
 
 
 @pytest_twisted.ensureDeferred

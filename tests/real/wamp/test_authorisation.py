@@ -20,6 +20,7 @@ from twisted.internet.ssl import Certificate, optionsForClientTLS
 from twisted.internet.threads import deferToThread
 
 from tests.real.wamp.client import Client
+from tests.support.debian import require
 from tests.support.node import CrossbarNode
 from tests.support.ports import free_port, reachable
 from tests.support.process import ROOT, wait_until
@@ -149,6 +150,7 @@ def prepare(title: str, directory: Path, port: int) -> CrossbarNode:
     for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
         (directory / "authorizer.py").write_text(code)
     if "server.crt" in config:
+        require("openssl")
         command = "openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=localhost -addext"
         files = ["subjectAltName=DNS:localhost", "-keyout", "server.key", "-out", "server.crt"]
         subprocess.run([*command.split(), *files], cwd=directory, check=True, capture_output=True)
