@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from importlib import metadata
+from pathlib import Path
 
 __all__ = ["main"]
 
@@ -17,10 +18,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     :return: the exit status
     """
     options = _parser().parse_args(arguments)
-    # Imported late: --help and --version need neither Twisted nor Autobahn.
+    status: int = options.run(options)
+    return status
+
+
+# What they run is imported late: --help and --version need neither Twisted nor Autobahn.
+
+
+def _demo(options: argparse.Namespace) -> int:
     from twistedcelery.demo import command
 
     return command.run(broker=options.broker, backend=options.backend, port=options.port)
+
+
+def _bridge(options: argparse.Namespace) -> int:
+    from twistedcelery.wamp import command
+
+    settings = [*([("app", options.app)] if options.app else []), *options.set]
+    return command.run(url=options.url, realm=options.realm, config=options.config, settings=settings)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -46,6 +61,34 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "--port", type=_port, default=8080, metavar="N", help="port on 127.0.0.1 (default: %(default)s)"
     )
+    demo.set_defaults(run=_demo)
+
+    bridge = commands.add_parser(
+        "bridge",
+        help="expose a Celery application's tasks on a WAMP router",
+        description="Expose a Celery application's tasks on a WAMP router, until SIGTERM or Ctrl-C. "
+        "Where TWISTEDCELERY_TICKET is in the environment, the bridge authenticates with it by ticket or "
+        "WAMP-CRA, as 'bridge' or as TWISTEDCELERY_AUTHID says.",
+    )
+    bridge.add_argument(
+        "--url",
+        default="ws://127.0.0.1:8080/ws",
+        help="the router's: ws://, wss://, rs:// or rss:// (default: %(default)s)",
+    )
+    bridge.add_argument("--realm", default="realm1", help="default: %(default)s")
+    bridge.add_argument("-A", "--app", metavar="APP", help="the Celery application, as `celery -A` takes it")
+    bridge.add_argument(
+        "--config", type=Path, metavar="FILE", help="the bridge's configuration, as a JSON object"
+    )
+    bridge.add_argument(
+        "--set",
+        type=_setting,
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="one key of the configuration, its value as JSON or as plain text; can be repeated",
+    )
+    bridge.set_defaults(run=_bridge)
     return parser
 
 
@@ -57,6 +100,13 @@ class _Version(argparse.Action):
             version = "(run from its source, not installed)"
         print(f"twistedcelery {version}")
         parser.exit()
+
+
+def _setting(text: str) -> tuple[str, str]:
+    key, separator, value = text.partition("=")
+    if not separator:
+        raise argparse.ArgumentTypeError(f"{text!r} is no KEY=VALUE")
+    return key, value
 
 
 def _port(text: str) -> int:

@@ -54,6 +54,8 @@ class TwistedCelery(CanvasMethods):
     :param terminate: whether cancelling a call kills the process that runs its task already
     :param transport: ``"auto"``: native where there is a native one, else Celery's own code in
         two threads; ``"threads"``: always the latter
+    :param disconnect_at_shutdown: whether it disconnects by itself when the reactor stops; an owner
+        who has something to finish first says ``False``, and disconnects it when that is done
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class TwistedCelery(CanvasMethods):
         publish_timeout: float = 10.0,
         terminate: bool = False,
         transport: str = "auto",
+        disconnect_at_shutdown: bool = True,
     ) -> None:
         if reactor is None:
             # Importing it installs one, so it must not happen before somebody wants it.
@@ -73,6 +76,7 @@ class TwistedCelery(CanvasMethods):
         self._publish_timeout = publish_timeout
         self._terminate = terminate
         self._transport = transport
+        self._disconnects_at_shutdown = disconnect_at_shutdown
         self._pacer = Pacer(reactor, time.perf_counter)
         self._pending = PendingCalls(self._forget)
         self._revoker = Revoker(reactor, self._broadcast_revoke)
@@ -254,7 +258,7 @@ class TwistedCelery(CanvasMethods):
             except Exception as error:
                 # Celery reads its settings, and kombu the URLs, only now; each raises what it likes.
                 raise ConfigurationError(f"the Celery application cannot be used: {error}") from error
-            if IReactorCore.providedBy(self._reactor):
+            if self._disconnects_at_shutdown and IReactorCore.providedBy(self._reactor):
                 self._shutdown_trigger = self._reactor.addSystemEventTrigger(
                     "before", "shutdown", self._disconnect_at_shutdown
                 )

@@ -8,6 +8,7 @@ import hashlib
 import hmac
 import json
 import os
+import re
 import socket
 import subprocess
 import urllib.parse
@@ -27,6 +28,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint
 from twisted.internet.threads import deferToThread
 
+from tests.support.debian import require
 from tests.support.node import CrossbarNode
 from tests.support.ports import free_port
 from tests.support.process import ROOT, python_program
@@ -100,6 +102,56 @@ REFUSED = [
     ("bridge", "publish to", "com.example"),
     ("bridge", "subscribe", "com.example"),
 ]
+
+
+#: What each role may do in each URI space, and nowhere else.
+MATRIX = {
+    "browser": {"celery": {"call", "subscribe"}, "celery_api": {"call"}, "celery_task": {"subscribe"}},
+    "operator": {
+        "celery": {"call", "subscribe"},
+        "celery_api": {"call"},
+        "celery_task": {"subscribe"},
+        "celery_admin": {"call", "subscribe"},
+    },
+    "bridge": {
+        "celery": {"register", "publish to"},
+        "celery_api": {"register"},
+        "celery_task": {"publish to"},
+        "celery_admin": {"register", "publish to"},
+        "wamp.session.get": {"call"},
+    },
+}
+EVENTS = ("sent", "received", "started", "progress", "retried", "succeeded", "failed", "revoked", "rejected")
+#: Every procedure and topic of the bridge, and some of others.
+URIS = {
+    "celery": [
+        *(f"celery.my_app.tasks.{task}" for task in ("add", "countdown", "fail", "mandelbrot")),
+        *(f"celery.my_app.tasks.add.{event}" for event in EVENTS),
+        "celery.error.task_failed",
+    ],
+    "celery_api": [
+        f"celery_api.{name}" for name in ("tasks", "submit", "result", "state", "revoke", "status")
+    ],
+    "celery_task": ["celery_task.0a1b"],
+    "celery_admin": [
+        *(f"celery_admin.{name}" for name in ("leader", "ping", "shutdown")),
+        *(f"celery_admin.worker.{event}" for event in ("online", "heartbeat", "offline")),
+    ],
+    "wamp.session.get": ["wamp.session.get"],
+    "others": [
+        *(
+            "celery",
+            "Celery.my_app.tasks.add",
+            "c\u0435lery.my_app.tasks.add",
+            "celery_apis.tasks",
+            "com.example",
+        ),
+        *("wamp.session.list", "wamp.session.kill", "wamp.registration.list", "wamp.subscription.list"),
+        "crossbar.get_status",
+    ],
+}
+#: How a router refuses: an action, or its own URIs to anybody.
+REFUSALS = {ApplicationError.NOT_AUTHORIZED, ApplicationError.INVALID_URI}
 
 
 class Client(ApplicationSession):
@@ -201,6 +253,28 @@ async def test_role_may_not(node: CrossbarNode, role: str, action: str, uri: str
         assert refusal.value.error == ApplicationError.NOT_AUTHORIZED
 
 
+@pytest.mark.parametrize("role", MATRIX)
+@pytest_twisted.ensureDeferred
+async def test_every_role_with_every_uri(node: CrossbarNode, role: str) -> None:
+    """Each procedure and topic is open to a role as its URI space is, for each action."""
+    expected, seen = {}, {}
+    async with client(node, role, TICKETS[role]) as session:
+        for space, uris in URIS.items():
+            for uri in uris:
+                expected[uri] = MATRIX[role].get(space, set())
+                seen[uri] = set()
+                for action in ("call", "register", "subscribe", "publish to"):
+                    try:
+                        await attempt(session, action, uri)
+                    except ApplicationError as error:
+                        if error.error in REFUSALS:
+                            continue
+                        if error.error != ApplicationError.NO_SUCH_PROCEDURE:
+                            raise
+                    seen[uri].add(action)
+    assert seen == expected
+
+
 @pytest.mark.parametrize("authid", ["bridge", "operator"])
 @pytest.mark.parametrize(
     "ticket",
@@ -279,6 +353,22 @@ async def test_http_call(node: CrossbarNode) -> None:
     async with registrar(node):
         answer = await deferToThread(post, node, SECRETS["TWISTEDCELERY_CALL_SECRET"], TASK, 2, 3)
     assert answer == (200, {"args": [5]})
+
+
+@pytest_twisted.ensureDeferred
+async def test_http_call_with_curl(node: CrossbarNode) -> None:
+    """The example of the guide works as it is printed, but for the port."""
+    require("curl")
+    require("openssl")
+    guide = (ROOT / "docs" / "bridge.md").read_text()
+    (example,) = [block for block in re.findall(r"```sh\n(.*?)```", guide, re.DOTALL) if "curl" in block]
+    command = ["sh", "-e", "-c", example.replace("8080", str(node.port))]
+    env = {**os.environ, **SECRETS}
+    async with registrar(node):
+        answer = await deferToThread(
+            subprocess.run, command, env=env, capture_output=True, text=True, check=False, timeout=30
+        )
+    assert (answer.stderr, json.loads(answer.stdout)) == ("", {"args": [5]})
 
 
 @pytest_twisted.ensureDeferred

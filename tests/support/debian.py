@@ -20,6 +20,8 @@ __all__ = ["PACKAGES", "require", "unavailable"]
 #: Program -> the Debian package that has it.
 PACKAGES = {
     "chromium": "chromium",
+    "curl": "curl",
+    "openssl": "openssl",
     "rabbitmq-server": "rabbitmq-server",
     "redis-server": "redis-server",
 }

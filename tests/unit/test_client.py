@@ -714,6 +714,13 @@ def test_the_reactor_stops(transport):
     assert finished == [None]
 
 
+def test_an_owner_who_disconnects_it(transport):
+    """A client that is not to disconnect by itself goes on while the reactor stops."""
+    reactor = ReactorWithTriggers()
+    transport.client(reactor=reactor, disconnect_at_shutdown=False).send_task("tasks.add")
+    assert reactor.triggers == []
+
+
 def test_the_reactor_stops_while_disconnecting(transport):
     """A reactor that stops in the middle of ``disconnect()`` waits for its end."""
     reactor = ReactorWithTriggers()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from autobahn.wamp.exception import ApplicationError
 from celery import states
 
+from twistedcelery.wamp.followed import FollowedTask
 from twistedcelery.wamp.submitted import EndedTask, EndedTasks
 from twistedcelery.wamp.values import Unencodable, normalise_and_measure
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from twistedcelery import TwistedCelery
     from twistedcelery.wamp.context import Context
     from twistedcelery.wamp.exposed import ExposedTask
-    from twistedcelery.wamp.followed import FollowedTask
     from twistedcelery.wamp.in_flight import InFlight
     from twistedcelery.wamp.invocation import Caller, Handler, Invocation
 
@@ -76,31 +76,32 @@ class CallerApi:
         self._remember_end(followed)
         return followed.published().addCallback(lambda _: followed.task_id)
 
-    def result(self, _: Caller, task_id: Any) -> Any:
+    def result(self, caller: Caller, task_id: Any) -> Any:
         """Wait for a task's result."""
         canonical = self._canonical(task_id)
-        followed = self._in_flight.find(canonical)
-        if followed is not None:
-            return self._wait(followed)
-        ended = self._ended.find(canonical)
-        if ended is None:
-            raise self._context.errors.make("unknown_task", f"this bridge does not know the task {canonical}")
-        if isinstance(ended.result, ApplicationError):
-            raise ended.result
-        return ended.result
+        known = self._find(canonical, caller)
+        if known is None:
+            raise self._unknown(canonical)
+        if isinstance(known, FollowedTask):
+            return self._wait(known)
+        if isinstance(known.result, ApplicationError):
+            raise known.result
+        return known.result
 
-    def state(self, _: Caller, task_id: Any) -> str:
+    def state(self, caller: Caller, task_id: Any) -> str:
         """Celery's name of the task's state; ``PENDING``, as in Celery, also for what is not known."""
-        canonical = self._canonical(task_id)
-        known = self._in_flight.find(canonical) or self._ended.find(canonical)
+        known = self._find(self._canonical(task_id), caller)
         return known.state if known is not None else states.PENDING
 
-    def revoke(self, _: Caller, task_id: Any) -> Deferred[None]:
+    def revoke(self, caller: Caller, task_id: Any) -> Deferred[None]:
         """Ask the workers to revoke a task.
 
         :return: fires once the broker has the request; what becomes of the task, its events tell
         """
         canonical = self._canonical(task_id)
+        # Where everybody may, another bridge's tasks can be revoked here as well.
+        if self._context.config.task_access == "caller" and self._find(canonical, caller) is None:
+            raise self._unknown(canonical)
 
         def failed(failure: Failure) -> None:
             raise self._context.errors.not_delivered(failure, canonical)
@@ -134,6 +135,17 @@ class CallerApi:
             return procedure(*bound.args, **bound.kwargs)
 
         return handle
+
+    def _find(self, task_id: str, caller: Caller) -> FollowedTask | EndedTask | None:
+        """A task, as far as it is known here and the caller may know of it."""
+        known = self._in_flight.find(task_id) or self._ended.find(task_id)
+        if known is None or self._context.config.task_access == "all" or known.caller.is_same(caller):
+            return known
+        return None
+
+    def _unknown(self, task_id: str) -> ApplicationError:
+        # The same words for a task that does not exist and for one of somebody else.
+        return self._context.errors.make("unknown_task", f"this bridge does not know the task {task_id}")
 
     def _wait(self, followed: FollowedTask) -> Deferred[Any]:
         limit = self._context.config.max_in_flight
@@ -173,6 +185,6 @@ class CallerApi:
             remember(failure.value, _ERROR_SIZE)
 
         def remember(result: Any, size: int) -> None:
-            self._ended.add(followed.task_id, EndedTask(followed.state, result, size))
+            self._ended.add(followed.task_id, EndedTask(followed.caller, followed.state, result, size))
 
         followed.result().addCallbacks(succeeded, failed)

@@ -8,6 +8,8 @@ up by its configuration.
 from __future__ import annotations
 
 import json
+import os
+import socket
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +26,9 @@ from twistedcelery.wamp.context import Context
 from twistedcelery.wamp.errors import CallErrors
 from twistedcelery.wamp.exposed import exposed_tasks, load_application
 from twistedcelery.wamp.in_flight import InFlight
+from twistedcelery.wamp.leadership import Leadership, ProvidingSession
 from twistedcelery.wamp.topics import EventPublisher, PublishingSession
+from twistedcelery.wamp.triggers import SubscribingSession, Triggers, check_triggers
 from twistedcelery.wamp.uris import Uris
 
 if TYPE_CHECKING:
@@ -34,16 +38,19 @@ if TYPE_CHECKING:
     from celery import Celery
     from twisted.python.failure import Failure
 
-    from twistedcelery.wamp.invocation import Handler
+    from twistedcelery.wamp.invocation import Handler, Invocation
 
-    class WampSession(PublishingSession, Protocol):
+    class WampSession(PublishingSession, ProvidingSession, SubscribingSession, Protocol):
         """What a bridge needs of its session."""
+
+        def leave(self) -> Deferred[None]:
+            """Let the calls in flight end, then leave; fires once it is gone. Never fails."""
 
         def call(self, procedure: str, *args: Any, **kwargs: Any) -> Deferred[Any]:
             """As `autobahn.wamp.interfaces.ICaller.call`."""
 
 
-__all__ = ["Bridge", "bridge_for"]
+__all__ = ["Bridge", "bridge_for", "check"]
 
 #: Seconds that the process waits at its end for the client to take leave of the broker.
 STOP_TIMEOUT = 5.0
@@ -57,6 +64,7 @@ class Bridge:
     :param reactor: for the time, and for the end of the process
     :param client: makes the calls; the bridge disconnects it when it stops
     :param wall_clock: seconds since the epoch, for the events
+    :raise ConfigurationError: where a trigger does not fit the application
     :ivar procedures: what answers each procedure, by its URI
     """
 
@@ -79,6 +87,12 @@ class Bridge:
         self._in_flight = InFlight(client, context)
         self._tasks = exposed_tasks(app, config, self.uris)
         calls = TaskCalls(context, self._in_flight, self._is_gone)
+        triggers = Triggers(context, self._tasks, self._in_flight, self.uris)
+        self._leadership: Leadership[WampSession] | None = None
+        if config.triggers:
+            self._leadership = Leadership(
+                self.uris.admin("leader"), describe_process, reactor, triggers.start
+            )
         api = CallerApi(client, context, self._tasks, self._in_flight)
         self.procedures: Mapping[str, Handler] = {
             **{task.uri: calls.handler(task) for task in self._tasks.values() if task.uri is not None},
@@ -96,17 +110,26 @@ class Bridge:
         """A session has joined the realm and has registered the procedures."""
         self._session = session
         self._events.attach(session)
+        if self._leadership is not None:
+            self._leadership.attach(session)
 
     def detach(self, session: WampSession) -> None:
         """A session is gone. The calls in flight go on."""
         self._events.detach(session)
+        if self._leadership is not None:
+            self._leadership.detach(session)
         if self._session is session:
             self._session = None
 
-    def stop(self) -> Deferred[None]:
-        """Disconnect from the broker; a later session gets a new bridge.
+    def withdraw(self, session: WampSession) -> None:
+        """A session is about to leave: it is good for publishing still, and for nothing new."""
+        if self._leadership is not None:
+            self._leadership.detach(session)
 
-        :return: fires within `STOP_TIMEOUT`, whatever the broker does
+    def stop(self) -> Deferred[None]:
+        """Let the session leave, then disconnect from the broker; a later session gets a new bridge.
+
+        :return: fires within `STOP_TIMEOUT` of the session's end, whatever the broker does
         """
         for key in [key for key, bridge in _bridges.items() if bridge is self]:
             del _bridges[key]
@@ -115,7 +138,11 @@ class Bridge:
             failure.trap(defer.TimeoutError)
             _log.warn("the broker connection did not close within {seconds} s", seconds=STOP_TIMEOUT)
 
-        return self._client.disconnect().addTimeout(STOP_TIMEOUT, self._reactor).addErrback(unfinished)
+        def disconnect(_: object) -> Deferred[None]:
+            return self._client.disconnect().addTimeout(STOP_TIMEOUT, self._reactor).addErrback(unfinished)
+
+        left = succeed(None) if self._session is None else self._session.leave()
+        return left.addCallback(disconnect)
 
     def _is_gone(self, session_id: int | None) -> Deferred[bool]:
         """Whether a caller has left, as far as the router tells."""
@@ -126,6 +153,22 @@ class Bridge:
         # meanwhile, nobody can tell: the configuration wants tasks kept, so they are.
         asked = self._session.call("wamp.session.get", session_id)
         return asked.addCallbacks(lambda _: False, lambda _: True)
+
+
+def describe_process(_: Invocation) -> dict[str, Any]:
+    """Where this bridge runs: ``host`` and ``pid``."""
+    return {"host": socket.gethostname(), "pid": os.getpid()}
+
+
+def check(extra: Mapping[str, Any] | None) -> None:
+    """Check a configuration, and the application it names, without starting anything.
+
+    :param extra: as `Configuration.parse` takes it
+    :raise ConfigurationError: says what is wrong
+    """
+    config = Configuration.parse(extra)
+    uris = Uris(config.prefix)
+    check_triggers(config.triggers, exposed_tasks(load_application(config.app), config, uris), uris)
 
 
 _bridges: dict[tuple[str, str, int], Bridge] = {}
@@ -142,7 +185,11 @@ def bridge_for(realm: str, extra: Mapping[str, Any] | None, reactor: Any) -> Bri
     if key not in _bridges:
         app = load_application(config.app)
         client = TwistedCelery(
-            app, reactor, publish_timeout=config.publish_timeout, terminate=config.terminate
+            app,
+            reactor,
+            publish_timeout=config.publish_timeout,
+            terminate=config.terminate,
+            disconnect_at_shutdown=False,
         )
         bridge = _bridges[key] = Bridge(config, app, reactor, client)
         if IReactorCore.providedBy(reactor):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from twistedcelery.errors import ConfigurationError
 from twistedcelery.wamp.options import DEFAULT_OPTIONS, KNOWN_OPTIONS
+from twistedcelery.wamp.trigger import Trigger, parse_triggers
 from twistedcelery.wamp.uris import why_not_a_uri
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ class Configuration:
     :ivar discover: where the task names come from; ``"app"``: what the application has registered
     :ivar invoke: WAMP's registration policy
     :ivar max_in_flight: tasks followed at once
+    :ivar max_in_flight_per_caller: tasks of one WAMP session followed at once; ``None``: no limit of its own
+    :ivar drain_timeout: seconds that calls in flight get to end when the bridge stops
     :ivar publish_timeout: seconds for the broker to take a task
     :ivar call_timeout: seconds a call may wait for its result; ``None``: for ever
     :ivar on_caller_gone: ``"revoke"`` or ``"keep"`` the task of a caller who left or gave up
@@ -62,8 +65,9 @@ class Configuration:
     :ivar publish_results: whether ``succeeded`` carries the result
     :ivar tracebacks: whether errors and events carry remote tracebacks
     :ivar event_audience: ``"all"``, or ``"caller"``: only the session that called
+    :ivar task_access: whose tasks ``celery_api`` gives access to: ``"all"``, or ``"caller"``: one's own
     :ivar allow_options: keys that callers may use in ``celery_options``
-    :ivar triggers: always empty in this version
+    :ivar triggers: the WAMP events that submit tasks
     """
 
     app: str
@@ -73,6 +77,8 @@ class Configuration:
     discover: str = "app"
     invoke: str = "roundrobin"
     max_in_flight: int = 1000
+    max_in_flight_per_caller: int | None = None
+    drain_timeout: float = 10.0
     publish_timeout: float = 10.0
     call_timeout: float | None = None
     on_caller_gone: str = "revoke"
@@ -82,8 +88,9 @@ class Configuration:
     publish_results: bool = False
     tracebacks: bool = False
     event_audience: str = "all"
+    task_access: str = "all"
     allow_options: frozenset[str] = DEFAULT_OPTIONS
-    triggers: tuple[()] = ()
+    triggers: tuple[Trigger, ...] = ()
 
     @classmethod
     def parse(cls, extra: Mapping[str, Any] | None, environ: Mapping[str, str] = os.environ) -> Configuration:
@@ -197,12 +204,6 @@ def _option_names(key: str, value: Any) -> frozenset[str]:
     return frozenset(value)
 
 
-def _triggers(key: str, value: Any) -> tuple[()]:
-    if value not in ([], ()):
-        _refuse(key, value, "[]: triggers are not available in this version")
-    return ()
-
-
 def _hint(found: object, accepted: tuple[str, ...] | Mapping[str, Any]) -> str:
     close = difflib.get_close_matches(str(found), accepted, n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
@@ -216,6 +217,8 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "discover": _discover,
     "invoke": _one_of("single", "first", "last", "roundrobin", "random"),
     "max_in_flight": _count,
+    "max_in_flight_per_caller": lambda key, value: None if value is None else _count(key, value),
+    "drain_timeout": _seconds,
     "publish_timeout": _seconds,
     "call_timeout": _seconds_or_none,
     "on_caller_gone": _one_of("revoke", "keep"),
@@ -225,6 +228,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "publish_results": _flag,
     "tracebacks": _flag,
     "event_audience": _one_of("all", "caller"),
+    "task_access": _one_of("all", "caller"),
     "allow_options": _option_names,
-    "triggers": _triggers,
+    "triggers": lambda _, value: parse_triggers(value),
 }

@@ -33,6 +33,7 @@ class FollowedTask:
     WAMP sessions come and go meanwhile; this stays.
 
     :ivar task_id: as Celery writes it
+    :ivar caller: who had it sent
     :ivar state: Celery's name of the last known state
     """
 
@@ -53,7 +54,7 @@ class FollowedTask:
         self.task_id = call.task_id
         self.state: str = states.PENDING
         self._call = call
-        self._caller = caller
+        self.caller = caller
         self._arguments = arguments
         self._context = context
         self._ended = ended
@@ -165,7 +166,7 @@ class FollowedTask:
             self.task_id,
             state,
             self._context.wall_clock(),
-            self._caller.session,
+            self.caller.session,
             details,
         )
 

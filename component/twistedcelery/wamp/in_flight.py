@@ -20,7 +20,7 @@ __all__ = ["InFlight"]
 
 
 class InFlight:
-    """Sends tasks, within ``max_in_flight``, and follows each to its end.
+    """Sends tasks, within ``max_in_flight`` for all and for each caller, and follows each to its end.
 
     :ivar totals: how many tasks were ``sent``, and how many ended as ``succeeded``, ``failed``,
         ``revoked`` or ``undelivered``; how many calls were refused as ``overloaded``
@@ -30,6 +30,8 @@ class InFlight:
         self._client = client
         self._context = context
         self._tasks: dict[str, FollowedTask] = {}
+        #: How many of them each session has; callers who are not disclosed have theirs in common.
+        self._by_session: Counter[int | None] = Counter()
         self.totals: Counter[str] = Counter()
 
     def __len__(self) -> int:
@@ -55,23 +57,45 @@ class InFlight:
         :param options: ``celery_options`` as they came
         :raise ApplicationError: where nothing was sent
         """
-        if len(self._tasks) >= self._context.config.max_in_flight:
-            self.totals["overloaded"] += 1
-            limit = self._context.config.max_in_flight
-            raise self._context.errors.make(
-                "overloaded", f"{limit} tasks are in flight already; try again later"
-            )
         try:
             parsed = parse_options(options, self._context.config.allow_options)
         except NotAllowed as error:
-            raise self._context.errors.make("not_allowed", str(error)) from error
+            raise self._context.errors.make("not_allowed", f"celery_options: {error}") from error
         except OptionError as error:
-            raise self._context.errors.make("invalid_arguments", str(error)) from error
+            raise self._context.errors.make("invalid_arguments", f"celery_options: {error}") from error
+        return self.start(task, args, kwargs, parsed, caller)
+
+    def start(
+        self,
+        task: ExposedTask,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        options: Mapping[str, Any],
+        caller: Caller,
+    ) -> FollowedTask:
+        """Send a task, and follow it.
+
+        :param options: keywords of ``send_task``
+        :raise ApplicationError: where nothing was sent
+        """
+        self._admit(caller)
         try:
             task.check_arguments(args, kwargs)
         except TypeError as error:
             raise self._context.errors.make("invalid_arguments", f"{task.name}: {error}") from error
-        return self._follow(task, args, kwargs, {**task.send_options(), **parsed}, caller)
+        return self._follow(task, args, kwargs, {**task.send_options(), **options}, caller)
+
+    def _admit(self, caller: Caller) -> None:
+        config = self._context.config
+        own_limit = config.max_in_flight_per_caller
+        if len(self._tasks) >= config.max_in_flight:
+            refusal = f"{config.max_in_flight} tasks are in flight already; try again later"
+        elif own_limit is not None and self._by_session[caller.session] >= own_limit:
+            refusal = f"{own_limit} tasks of yours are in flight already; try again later"
+        else:
+            return
+        self.totals["overloaded"] += 1
+        raise self._context.errors.make("overloaded", refusal)
 
     def _follow(
         self,
@@ -81,6 +105,9 @@ class InFlight:
         options: Mapping[str, Any],
         caller: Caller,
     ) -> FollowedTask:
+        headers = {**(options.get("headers") or {}), **caller.headers()}
+        if headers:
+            options = {**options, "headers": headers}
         call = self._client.send_task(task.name, args=list(args), kwargs=dict(kwargs), **options)
         arguments = (
             {"args": list(args), "kwargs": dict(kwargs)} if self._context.config.publish_arguments else {}
@@ -88,9 +115,14 @@ class InFlight:
         followed = FollowedTask(call, caller, arguments, self._context, self._ended)
         self.totals["sent"] += 1
         self._tasks[followed.task_id] = followed
+        self._by_session[caller.session] += 1
         followed.start()
         return followed
 
     def _ended(self, followed: FollowedTask, outcome: str) -> None:
         self.totals[outcome] += 1
         del self._tasks[followed.task_id]
+        session = followed.caller.session
+        self._by_session[session] -= 1
+        if not self._by_session[session]:
+            del self._by_session[session]

@@ -12,6 +12,7 @@ from autobahn.wamp.message import Interrupt
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.logger import Logger
 
+from twistedcelery.wamp.options import CALLER_HEADERS
 from twistedcelery.wamp.values import Unencodable, normalise
 
 if TYPE_CHECKING:
@@ -41,6 +42,27 @@ class Caller:
     session: int | None = None
     authid: str | None = None
     authrole: str | None = None
+    #: The topic of the event, where it was no call but a trigger's event.
+    topic: str | None = None
+
+    def headers(self) -> dict[str, Any]:
+        """What the task is told, as headers of its message."""
+        known = (
+            ("session", self.session),
+            ("authid", self.authid),
+            ("authrole", self.authrole),
+            ("topic", self.topic),
+        )
+        return {f"{CALLER_HEADERS}{name}": value for name, value in known if value is not None}
+
+    def is_same(self, other: Caller) -> bool:
+        """Whether both are one and the same. Who is not disclosed is the same as nobody.
+
+        An ``authid`` outlives a session; one that is not authenticated is the router's, for one session.
+        """
+        if self.session is not None and self.session == other.session:
+            return True
+        return self.authid is not None and (self.authid, self.authrole) == (other.authid, other.authrole)
 
 
 class SessionView(Protocol):
@@ -118,6 +140,7 @@ class OpenInvocations:
         self._errors = errors
         self._session = session
         self._open: set[Deferred[Any]] = set()
+        self._waiters: list[Deferred[None]] = []
         #: How the router wants the invocation that it interrupts right now to end.
         self.interrupt_mode: str | None = None
 
@@ -133,11 +156,25 @@ class OpenInvocations:
 
         return invoke
 
+    def ended(self) -> Deferred[None]:
+        """Fires as soon as each has its answer."""
+        waiter: Deferred[None] = Deferred()
+        self._waiters.append(waiter)
+        self._tell_waiters()
+        return waiter
+
     def close(self) -> None:
         """The session's transport is gone: let go of what Autobahn holds, and send nothing."""
         waiting, self._open = self._open, set()
         for answer in waiting:
             answer.callback(None)
+        self._tell_waiters()
+
+    def _tell_waiters(self) -> None:
+        if not self._open:
+            waiters, self._waiters = self._waiters, []
+            for waiter in waiters:
+                waiter.callback(None)
 
     def _answer(self, handler: Handler, invocation: Invocation) -> Deferred[Any]:
         def interrupted(answer: Deferred[Any]) -> None:
@@ -151,6 +188,7 @@ class OpenInvocations:
                 answer.errback(self._errors.make("revoked", "the call was cancelled"))
             else:
                 answer.callback(None)
+            self._tell_waiters()
 
         def settle(result: Any) -> None:
             invocation.end()
@@ -162,6 +200,7 @@ class OpenInvocations:
                 answer.errback(result)
             else:
                 answer.callback(result)
+            self._tell_waiters()
 
         answer: Deferred[Any] = Deferred(interrupted)
         self._open.add(answer)

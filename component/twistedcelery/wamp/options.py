@@ -7,8 +7,11 @@ from collections.abc import Callable, Collection, Mapping
 from datetime import datetime
 from typing import Any
 
-__all__ = ["DEFAULT_OPTIONS", "KNOWN_OPTIONS", "NotAllowed", "OptionError", "parse_options"]
+__all__ = ["CALLER_HEADERS", "DEFAULT_OPTIONS", "KNOWN_OPTIONS", "NotAllowed", "OptionError", "parse_options"]
 
+
+#: What the names of the headers begin with that tell a task who called.
+CALLER_HEADERS = "wamp_"
 
 #: AMQP keeps a priority, and the length of a short text, in one byte.
 _BYTE = 255
@@ -32,18 +35,18 @@ def parse_options(options: Any, allowed: Collection[str]) -> dict[str, Any]:
     if options is None:
         return {}
     if not isinstance(options, Mapping):
-        raise OptionError("celery_options takes an object with the options as its keys")
+        raise OptionError("an object is needed, with the options as its keys")
     for key in options:
         if key not in allowed:
             names = ", ".join(sorted(allowed)) or "none"
-            raise NotAllowed(f"celery_options: {key!r:.80} is not allowed here; allowed: {names}")
+            raise NotAllowed(f"{key!r:.80} is not allowed here; allowed: {names}")
     # A value of None is the same as no option, as for Celery itself.
     return {key: KNOWN_OPTIONS[key](key, value) for key, value in options.items() if value is not None}
 
 
 def _seconds(key: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-        raise OptionError(f"celery_options: {key} takes a number of seconds")
+        raise OptionError(f"{key} takes a number of seconds")
     return value
 
 
@@ -54,9 +57,7 @@ def _time(key: str, value: Any) -> datetime:
             return datetime.fromisoformat(value)
         except ValueError:
             pass  # Refused below, together with what is no text.
-    raise OptionError(
-        f"celery_options: {key} takes a time as ISO 8601 text, such as 2030-12-24T18:00:00+00:00"
-    )
+    raise OptionError(f"{key} takes a time as ISO 8601 text, such as 2030-12-24T18:00:00+00:00")
 
 
 def _seconds_or_time(key: str, value: Any) -> float | datetime:
@@ -65,25 +66,27 @@ def _seconds_or_time(key: str, value: Any) -> float | datetime:
 
 def _priority(key: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _BYTE:
-        raise OptionError(f"celery_options: {key} takes a whole number from 0 to {_BYTE}")
+        raise OptionError(f"{key} takes a whole number from 0 to {_BYTE}")
     return value
 
 
 def _text(key: str, value: Any) -> str:
     if not isinstance(value, str) or not value or len(value.encode(errors="replace")) > _BYTE:
-        raise OptionError(f"celery_options: {key} takes text of 1 to {_BYTE} bytes")
+        raise OptionError(f"{key} takes text of 1 to {_BYTE} bytes")
     return value
 
 
 def _flag(key: str, value: Any) -> bool:
     if not isinstance(value, bool):
-        raise OptionError(f"celery_options: {key} takes true or false")
+        raise OptionError(f"{key} takes true or false")
     return value
 
 
 def _headers(key: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
-        raise OptionError(f"celery_options: {key} takes an object")
+        raise OptionError(f"{key} takes an object")
+    if any(name.startswith(CALLER_HEADERS) for name in value):
+        raise NotAllowed(f"{key}: names that begin with {CALLER_HEADERS!r} are the bridge's own")
     return dict(value)
 
 

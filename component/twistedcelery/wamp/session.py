@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 from autobahn.twisted.wamp import ApplicationSession
 from autobahn.wamp.exception import ApplicationError
-from autobahn.wamp.message import Interrupt, Invocation
-from autobahn.wamp.types import RegisterOptions
-from twisted.internet.defer import Deferred, DeferredList
+from autobahn.wamp.message import Event, Interrupt, Invocation
+from autobahn.wamp.types import RegisterOptions, SubscribeOptions
+from twisted.internet import defer
+from twisted.internet.defer import Deferred, DeferredList, succeed
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from twistedcelery.errors import ConfigurationError
 from twistedcelery.wamp.authentication import TICKET_VARIABLE, Credentials
-from twistedcelery.wamp.bridge import Bridge, bridge_for
-from twistedcelery.wamp.config import Configuration
-from twistedcelery.wamp.exposed import load_application
+from twistedcelery.wamp.bridge import Bridge, bridge_for, check
+from twistedcelery.wamp.deferreds import fork
 from twistedcelery.wamp.invocation import DETAILS, KEYWORDS, OpenInvocations
 from twistedcelery.wamp.values import MAX_SIZE
 
@@ -27,11 +27,17 @@ if TYPE_CHECKING:
     from autobahn.wamp.types import Challenge, CloseDetails, ComponentConfig, SessionDetails
     from twisted.python.failure import Failure
 
+    from twistedcelery.wamp.invocation import Handler
+    from twistedcelery.wamp.triggers import Listener
+
 __all__ = ["CeleryBridge"]
 
 #: Seconds between a router's refusal and the end of the connection. Crossbar starts a component
 #: that restarts "always" again at once, however often the router refuses it.
 REFUSED_DELAY = 2.0
+
+#: Seconds for the router to take note that the bridge leaves.
+LEAVE_TIMEOUT = 2.0
 
 #: Room that a message needs besides its value.
 _ENVELOPE = 64 * 1024
@@ -53,7 +59,7 @@ class CeleryBridge(ApplicationSession):
         :raise ConfigurationError: says what is wrong
         """
         try:
-            load_application(Configuration.parse(extra).app)
+            check(extra)
         except ConfigurationError as error:
             # Crossbar itself mentions the reason at its debug level only.
             _log.error("the bridge cannot start: {error}", error=str(error))
@@ -68,6 +74,10 @@ class CeleryBridge(ApplicationSession):
         self._bridge: Bridge | None = None
         self._open: OpenInvocations | None = None
         self._joined = False
+        #: What to take back before leaving.
+        self._listening: list[Any] = []
+        self._provided: list[Any] = []
+        self._left: Deferred[None] | None = None
 
     @property
     def max_size(self) -> int:
@@ -78,6 +88,7 @@ class CeleryBridge(ApplicationSession):
 
     def onConnect(self) -> None:
         """The transport is there: find the bridge, and join the realm."""
+        self._leave_before_closing()
         try:
             self._bridge = bridge_for(self.config.realm or "", self.config.extra, self._reactor)
         except ConfigurationError as error:
@@ -107,11 +118,47 @@ class CeleryBridge(ApplicationSession):
         if isinstance(msg, Interrupt) and self._open is not None:
             # It does not say how an invocation is interrupted.
             self._open.interrupt_mode = msg.mode
-        elif isinstance(msg, Invocation) and msg.kwargs:
+        elif isinstance(msg, Invocation | Event) and msg.kwargs:
             # It passes keywords through functions of its own: one named "self", "fun" or "f" would be
             # taken for theirs, and the exception would end the session.
             msg.kwargs = {KEYWORDS: msg.kwargs}
         super().onMessage(msg)
+
+    def provide(self, uri: str, handler: Handler, invoke: str) -> Deferred[Any]:
+        """Register a procedure.
+
+        :param invoke: WAMP's registration policy
+        :return: fires once the router has it, or fails with the router's `ApplicationError`
+        """
+        if self._open is None:
+            raise RuntimeError("joined without having connected")
+        options = RegisterOptions(invoke=invoke, details_arg=DETAILS)
+        registering: Deferred[Any] = self.register(self._open.endpoint(handler), uri, options=options)
+        return registering.addCallback(self._provided.append)
+
+    def listen(self, topic: str, match: str, listener: Listener) -> Deferred[Any]:
+        """Subscribe.
+
+        :param match: WAMP's matching policy
+        :return: fires once the router has it, or fails with the router's `ApplicationError`
+        """
+
+        def happened(*args: Any, **kwargs: Any) -> None:
+            listener(args, kwargs.get(KEYWORDS, {}), kwargs[DETAILS])
+
+        options = SubscribeOptions(match=match, details_arg=DETAILS)
+        subscribing: Deferred[Any] = self.subscribe(happened, topic, options)
+        return subscribing.addCallback(self._listening.append)
+
+    def leave(self, reason: str | None = None, message: str | None = None) -> Deferred[None]:
+        """Leave the realm in good order: take no more calls, let those in flight end, and go.
+
+        :return: fires once the session has ended, `LEAVE_TIMEOUT` after ``drain_timeout`` at the latest
+        """
+        if self._left is None:
+            self._left = self._withdraw() if self._joined and self.is_attached() else succeed(None)
+            self._left.addCallback(lambda _: self._say_goodbye(reason, message))
+        return fork(self._left)
 
     def onLeave(self, details: CloseDetails) -> Any:
         """The session has ended, or the router has refused it."""
@@ -141,16 +188,45 @@ class CeleryBridge(ApplicationSession):
         else:
             _log.failure("the bridge's session failed", failure=fail)
 
-    def _register_all(self) -> Deferred[Any]:
-        bridge, open_invocations = self._bridge, self._open
-        if bridge is None or open_invocations is None:
+    def _withdraw(self) -> Deferred[None]:
+        # Subscriptions before procedures: while the bridge still holds the leader's, nobody else acts.
+        if self._bridge is None or self._open is None:
             raise RuntimeError("joined without having connected")
-        options = RegisterOptions(invoke=bridge.config.invoke, details_arg=DETAILS)
-        registering = []
-        for uri, handler in bridge.procedures.items():
-            registration = self.register(open_invocations.endpoint(handler), uri, options=options)
-            registering.append(registration.addErrback(self._not_registered, uri))
-        return DeferredList(registering)
+        self._bridge.withdraw(self)
+        taken_back = [subscription.unsubscribe() for subscription in self._listening]
+        taken_back += [registration.unregister() for registration in self._provided]
+        ended = fork(DeferredList([*taken_back, self._open.ended()], consumeErrors=True))
+        seconds = self._bridge.config.drain_timeout
+
+        def unfinished(failure: Failure) -> None:
+            failure.trap(defer.TimeoutError)
+            _log.warn(
+                "calls have not ended within {seconds} s: {count}",
+                seconds=seconds,
+                count=len(self._open or ()),
+            )
+
+        return ended.addTimeout(seconds, self._reactor).addCallbacks(lambda _: None, unfinished)
+
+    def _say_goodbye(self, reason: str | None, message: str | None) -> Deferred[None]:
+        if not self.is_attached():
+            return succeed(None)
+        # Autobahn's Deferred is the transport's own, which others wait for as well.
+        gone = fork(super().leave(reason, message))
+        return gone.addTimeout(LEAVE_TIMEOUT, self._reactor).addErrback(
+            lambda failure: failure.trap(defer.TimeoutError) and None
+        )
+
+    def _register_all(self) -> Deferred[Any]:
+        bridge = self._bridge
+        if bridge is None:
+            raise RuntimeError("joined without having connected")
+        return DeferredList(
+            [
+                self.provide(uri, handler, bridge.config.invoke).addErrback(self._not_registered, uri)
+                for uri, handler in bridge.procedures.items()
+            ]
+        )
 
     def _registered(self, _: Any) -> None:
         if self._bridge is not None and self.is_attached():
@@ -162,6 +238,20 @@ class CeleryBridge(ApplicationSession):
         if self.is_attached():
             reason = getattr(failure.value, "error", type(failure.value).__name__)
             _log.error("{uri} could not be registered: {reason}", uri=uri, reason=reason)
+
+    def _leave_before_closing(self) -> None:
+        """Crossbar's container stops a component by closing its transport, without asking the session."""
+        transport: Any = self.transport
+        close = transport.close
+
+        def leave_and_close() -> None:
+            if self._joined and self.is_attached() and self._left is None:
+                # The end of the session closes the transport.
+                self.leave()
+            else:
+                close()
+
+        transport.close = leave_and_close
 
     def _give_up(self, reason: str) -> None:
         _log.error("{reason}", reason=reason)

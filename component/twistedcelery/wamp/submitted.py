@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from autobahn.wamp.exception import ApplicationError
 
+    from twistedcelery.wamp.invocation import Caller
+
 __all__ = ["EndedTask", "EndedTasks"]
 
 
@@ -16,11 +18,13 @@ __all__ = ["EndedTask", "EndedTasks"]
 class EndedTask:
     """A task's end.
 
+    :ivar caller: who had it sent
     :ivar state: Celery's name of its final state
     :ivar result: what it returned, normalised; or the error that those who wait for it get
     :ivar size: bytes that ``result`` takes, about
     """
 
+    caller: Caller
     state: str
     result: Any | ApplicationError
     size: int

@@ -6,9 +6,10 @@ Everything hangs below one configurable prefix, here ``celery``::
     celery.<task name>.<event>     topic: one kind of event of all runs of the task
     celery_task.<32 hex digits>    topic: all events of one run
     celery_api.<name>              procedures for callers
+    celery_admin.<name>            procedures for operators
     celery.error.<name>            errors
 
-The other two spaces are siblings of the prefix (``celery_task``, not ``celery.task``), so that a role
+The other spaces are siblings of the prefix (``celery_task``, not ``celery.task``), so that a role
 can be granted one without the others, and so that bridges with different prefixes share a realm.
 """
 
@@ -18,7 +19,7 @@ import re
 import uuid
 from dataclasses import dataclass
 
-__all__ = ["Uris", "why_not_a_uri"]
+__all__ = ["Uris", "why_not_a_pattern", "why_not_a_uri"]
 
 #: WAMP's loose rules: components separated by dots, none empty, without white space and ``#``.
 #: Crossbar checks with ``re.match`` and ``$``, which lets a trailing newline through; this does not.
@@ -40,6 +41,19 @@ def why_not_a_uri(text: str) -> str | None:
     except UnicodeEncodeError:
         return "it is not valid Unicode text"
     return None
+
+
+def why_not_a_pattern(text: str, match: str) -> str | None:
+    """Why ``text`` is no pattern of URIs; ``None`` where it is one.
+
+    :param match: WAMP's: ``"exact"``; ``"prefix"``, which may end in a dot; or ``"wildcard"``, whose empty
+        components stand for any
+    """
+    if match == "prefix":
+        return why_not_a_uri(text.removesuffix("."))
+    if match == "wildcard":
+        return why_not_a_uri(".".join(component or "any" for component in text.split(".")))
+    return why_not_a_uri(text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +89,15 @@ class Uris:
     def api(self, name: str) -> str:
         """A procedure for callers."""
         return f"{self.prefix}_api.{name}"
+
+    def admin(self, name: str) -> str:
+        """A procedure for operators."""
+        return f"{self.prefix}_admin.{name}"
+
+    def owns(self, topic: str) -> bool:
+        """Whether a URI, or a prefix of URIs, is in one of the bridge's own spaces."""
+        spaces = (self.prefix, *(f"{self.prefix}_{space}" for space in ("task", "api", "admin")))
+        return any(topic == space or topic.startswith(f"{space}.") for space in spaces)
 
     def error(self, name: str) -> str:
         """An error."""

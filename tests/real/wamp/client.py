@@ -110,6 +110,7 @@ class RunningBridge:
             url,
             "realm1",
             self._extra,
+            serializers=[MsgPackSerializer()],
             websocket_options={"maxFramePayloadSize": 0, "maxMessagePayloadSize": 0},
         )
         self._waiters: list[Deferred[None]] = []

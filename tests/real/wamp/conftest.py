@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from tests.real.wamp.client import Client, RunningBridge, connect
 from tests.real.wamp.nodes import TICKET, TICKET_VARIABLE, node_config
 from tests.support.node import CrossbarNode
 from tests.support.ports import free_port
+from tests.support.process import SOURCES, Process
 from tests.support.rabbitmq import RabbitMQ
 from tests.support.taskapp import BACKEND, BROKER, CONFIG, create_app
 from tests.support.worker import Worker
@@ -117,6 +120,33 @@ async def start_node(
         return await deferToThread(crossbar_node, node_config(port, extra), port=port, env=env)
 
     yield start
+
+
+@pytest.fixture
+def bridge_process(broker: str, tmp_path: Path) -> Iterator[Callable[..., Process]]:
+    """``bridge_process(url, **extra)`` starts one; it joins a little later."""
+    started: list[Process] = []
+
+    def start(url: str, ticket: str = TICKET, env: Mapping[str, str] | None = None, **extra: Any) -> Process:
+        name = f"bridge{len(started)}"
+        config = tmp_path / f"{name}.json"
+        config.write_text(json.dumps({"app": "tests.support.taskapp", **extra}))
+        variables = {
+            BROKER: broker,
+            BACKEND: "rpc://",
+            "PYTHONPATH": os.pathsep.join(SOURCES),
+            "TWISTEDCELERY_TICKET": ticket,
+            **(env or {}),
+        }
+        command = [sys.executable, "-m", "twistedcelery.cli", "bridge", "--url", url, "--config", str(config)]
+        process = Process(command, directory=tmp_path, name=name, env=variables)
+        started.append(process)
+        process.start()
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
 
 
 @pytest.fixture

@@ -14,8 +14,9 @@ TICKET_VARIABLE = "TWISTEDCELERY_TEST_TICKET"
 
 def node_config(port: int, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """A node with a router and, where ``extra`` is given, the bridge in a container."""
-    caller = {"uri": "", "match": "prefix", "allow": {"call": True, "subscribe": True}}
-    bridge = {"uri": "", "match": "prefix", "allow": {"call": True, "register": True, "publish": True}}
+    caller = {"uri": "", "match": "prefix", "allow": {"call": True, "subscribe": True, "publish": True}}
+    everything = {"call": True, "register": True, "publish": True, "subscribe": True}
+    bridge = {"uri": "", "match": "prefix", "allow": everything}
     principals = {"bridge": {"ticket": f"${{{TICKET_VARIABLE}}}", "role": "bridge"}}
     workers: list[dict[str, Any]] = [
         {
@@ -24,7 +25,10 @@ def node_config(port: int, extra: Mapping[str, Any] | None = None) -> dict[str, 
                 {
                     "name": "realm1",
                     "roles": [
-                        {"name": "caller", "permissions": [{**caller, "disclose": {"caller": True}}]},
+                        {
+                            "name": "caller",
+                            "permissions": [{**caller, "disclose": {"caller": True, "publisher": True}}],
+                        },
                         {"name": "bridge", "permissions": [bridge]},
                     ],
                 }
@@ -55,7 +59,12 @@ def node_config(port: int, extra: Mapping[str, Any] | None = None) -> dict[str, 
             "classname": "twistedcelery.wamp.CeleryBridge",
             "realm": "realm1",
             "extra": dict(extra),
-            "transport": {"type": "websocket", "url": f"ws://127.0.0.1:{port}/ws", "endpoint": endpoint},
+            "transport": {
+                "type": "websocket",
+                "url": f"ws://127.0.0.1:{port}/ws",
+                "endpoint": endpoint,
+                "serializers": ["msgpack"],
+            },
         }
         workers.append(
             {"type": "container", "options": {"restart": "restart-always"}, "components": [component]}

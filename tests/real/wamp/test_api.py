@@ -113,3 +113,58 @@ async def test_wrong_arguments(procedure, args, error, router, bridge, client):
     running, caller = await bridge(router.url), await client(router.url)
     refused = await refusal(caller.call(running.api(procedure), *args))
     assert refused.error == running.uri(f"error.{error}")
+
+
+@pytest_twisted.ensureDeferred
+async def test_tasks_of_others(touched, router, bridge, client):
+    """Where callers have access to their own tasks only, those of others are as unknown as none at all."""
+    running = await bridge(router.url, task_access="caller")
+    caller, other = await client(router.url), await client(router.url)
+    ended = await caller.call(running.api("submit"), "taskapp.add", [1, 2])
+    assert await caller.call(running.api("result"), ended) == 3
+    waiting = await caller.call(running.api("submit"), "taskapp.touch", [str(touched)], {}, {"countdown": 1})
+    nobodys = str(uuid.uuid4())
+    for task_id in (ended, waiting, nobodys):
+        for procedure in ("result", "revoke"):
+            error = await refusal(other.call(running.api(procedure), task_id))
+            assert error.error == running.uri("error.unknown_task")
+            assert error.args == (f"this bridge does not know the task {task_id}",)
+        assert await other.call(running.api("state"), task_id) == "PENDING"
+    assert await caller.call(running.api("result"), waiting) == str(touched)
+    assert await caller.call(running.api("state"), waiting) == "SUCCESS"
+    third = await caller.call(running.api("submit"), "taskapp.touch", [str(touched)], {}, {"countdown": 60})
+    await caller.call(running.api("revoke"), third)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_task_learns_who_called(router, bridge, client):
+    """The caller's session, authid and role are headers of the task, and no caller can pretend otherwise."""
+    running, caller = await bridge(router.url, allow_options=["headers"]), await client(router.url)
+    uri = running.uri("taskapp.request_info")
+    headers = (await caller.call(uri, celery_options={"headers": {"x": "y"}}))["headers"]
+    details = caller.session_details
+    assert headers["x"] == "y"
+    assert {name: value for name, value in headers.items() if name.startswith("wamp_")} == {
+        "wamp_session": details.session,
+        "wamp_authid": details.authid,
+        "wamp_authrole": "caller",
+    }
+    forged = {"headers": {"wamp_authrole": "operator"}}
+    error = await refusal(caller.call(uri, celery_options=forged))
+    assert error.error == running.uri("error.not_allowed")
+
+
+@pytest_twisted.ensureDeferred
+async def test_too_many_calls_of_one_caller(router, bridge, client):
+    """Past ``max_in_flight_per_caller`` one caller is refused, and others are not."""
+    running = await bridge(router.url, max_in_flight_per_caller=2)
+    caller, other = await client(router.url), await client(router.url)
+    uri = running.uri("taskapp.sleep")
+    accepted = [caller.call(uri, 0.5), caller.call(uri, 0.5)]
+    error = await refusal(caller.call(uri, 0))
+    assert error.error == running.uri("error.overloaded")
+    assert error.args == ("2 tasks of yours are in flight already; try again later",)
+    assert await other.call(uri, 0) == 0
+    for call in accepted:
+        assert await call == 0.5
+    assert await caller.call(uri, 0) == 0

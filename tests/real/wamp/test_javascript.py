@@ -1,4 +1,4 @@
-"""A WAMP client that is not ours, in another language: npm's ``autobahn``, in Node.js."""
+"""WAMP clients that are not ours, in another language: npm's ``autobahn`` and ``wampy``, in Node.js."""
 
 from __future__ import annotations
 
@@ -37,6 +37,26 @@ async def test_autobahn_in_node(router, bridge, touched, tmp_path):
     assert seen["fail"]["kwargs"]["exc_message"] == "no luck"
     assert seen["arguments"]["error"] == running.uri("error.invalid_arguments")
     assert seen["unencodable"]["error"] == running.uri("error.result_unencodable")
+    assert (seen["inFlight"], seen["cancelled"]["error"]) == (1, "wamp.error.canceled")
+    assert not touched.exists()
+    assert (seen["submitted"], seen["late"]) == (9, "SUCCESS")
+
+
+@pytest_twisted.ensureDeferred
+async def test_wampy_in_node(router, bridge, touched, tmp_path):
+    """A client by others calls, follows, cancels, subscribes early and late, and gets the errors."""
+    running = await bridge(router.url)
+    command = [node_program(), str(FOLDER / "wampy.js"), router.url, running.prefix, str(touched)]
+    program = Process(command, directory=tmp_path, name="client")
+    await deferToThread(program.start)
+    assert await deferToThread(program.wait) == 0, program.output()
+    seen = json.loads(program.output().splitlines()[0])
+    progress = [["PROGRESS", {"current": step, "total": 3}] for step in (1, 2, 3)]
+    assert (seen["add"], seen["progress"], seen["countdown"]) == (5, progress, 3)
+    assert {topic for topic, _ in seen["events"][:-1]} == {running.uri("taskapp.countdown.progress")}
+    assert seen["events"][-1] == [running.uri("taskapp.countdown.succeeded"), "SUCCESS"]
+    assert seen["fail"]["error"] == running.uri("error.task_failed")
+    assert seen["fail"]["kwargs"]["exc_message"] == "no luck"
     assert (seen["inFlight"], seen["cancelled"]["error"]) == (1, "wamp.error.canceled")
     assert not touched.exists()
     assert (seen["submitted"], seen["late"]) == (9, "SUCCESS")

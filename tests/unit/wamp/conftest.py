@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
 from celery import Celery
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
+from twisted.logger import globalLogPublisher
 
 from tests.unit.wamp.fakes import FakeClient, FakeSession, call_details
 from twistedcelery.wamp.bridge import Bridge
@@ -72,6 +73,19 @@ class Setup:
 def setup() -> Callable[..., Setup]:
     """``setup(**extra)``: a bridge with this configuration."""
     return Setup
+
+
+@pytest.fixture
+def said() -> Iterator[list[str]]:
+    """What is logged, as text."""
+    lines: list[str] = []
+
+    def observe(event: Mapping[str, Any]) -> None:
+        lines.append(str(event.get("log_format", "")).format(**event))
+
+    globalLogPublisher.addObserver(observe)
+    yield lines
+    globalLogPublisher.removeObserver(observe)
 
 
 def error_of(deferred: Deferred[Any]) -> Any:

@@ -7,6 +7,7 @@ from itertools import count
 from typing import Any
 from uuid import UUID
 
+from autobahn.wamp.exception import ApplicationError
 from autobahn.wamp.request import Registration
 from autobahn.wamp.types import CallDetails
 from celery import states
@@ -80,6 +81,9 @@ class FakeSession:
         self.published: list[tuple[str, dict[str, Any], dict[str, Any]]] = []
         self.calls: list[tuple[str, tuple[Any, ...], Deferred[Any]]] = []
         self.max_size = 2**20
+        #: Registrations and subscriptions that the test is to answer: URI, policy, answer.
+        self.requests: list[tuple[str, str, Deferred[Any]]] = []
+        self.listeners: dict[str, Any] = {}
 
     def is_attached(self) -> bool:
         return self.attached
@@ -88,9 +92,29 @@ class FakeSession:
         assert self.attached
         self.published.append((topic, payload, options.message_attr()))
 
+    def leave(self) -> Deferred[None]:
+        self.left: Deferred[None] = Deferred()
+        return self.left
+
     def call(self, procedure: str, *args: Any) -> Deferred[Any]:
         answer: Deferred[Any] = Deferred()
         self.calls.append((procedure, args, answer))
+        return answer
+
+    def provide(self, uri: str, handler: Any, invoke: str) -> Deferred[Any]:
+        return self._requested(uri, invoke)
+
+    def listen(self, topic: str, match: str, listener: Any) -> Deferred[Any]:
+        self.listeners[topic] = listener
+        return self._requested(topic, match)
+
+    def refuse(self, error: str) -> None:
+        """Answer the latest request with an error."""
+        self.requests.pop()[2].errback(Failure(ApplicationError(error)))
+
+    def _requested(self, uri: str, how: str) -> Deferred[Any]:
+        answer: Deferred[Any] = Deferred()
+        self.requests.append((uri, how, answer))
         return answer
 
     def topics(self, prefix: str = "celery.") -> list[str]:

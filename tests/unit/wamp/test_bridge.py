@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 from billiard.exceptions import WorkerLostError
 from celery.exceptions import NotRegistered, Reject, TaskRevokedError
-from twisted.internet.defer import Deferred
 
 from tests.unit.wamp.conftest import error_of, result_of
 from tests.unit.wamp.fakes import failure, final, success
@@ -30,6 +29,7 @@ def test_a_call_becomes_a_task(setup):
     name, args, kwargs, options = one.client.sent[0]
     assert (name, args, kwargs) == ("app.add", [2], {"y": 3})
     assert options.pop("task_type").name == "app.add"
+    assert options.pop("headers") == {"wamp_session": 7, "wamp_authid": "joe", "wamp_authrole": "user"}
     assert options == {"ignore_result": False, "serializer": "json", "time_limit": 60, "countdown": 5}
     assert not answer.called
     one.last.mark_published()
@@ -284,10 +284,27 @@ def test_revoke_asks_as_configured(setup):
 
 
 def test_the_end_of_the_process_does_not_wait_for_ever(setup):
-    """Stopping gives up on a broker that does not let go."""
+    """Stopping gives up on a broker that does not let go, once the session has left."""
     one = setup()
-    stopped: Deferred[None] = one.bridge.stop()
+    stopped: list[None] = []
+    one.bridge.stop().addCallback(stopped.append)
+    one.clock.advance(60)
+    one.session.left.callback(None)
     one.clock.advance(4.9)
-    assert not stopped.called
+    assert stopped == []
     one.clock.advance(0.2)
-    assert result_of(stopped) is None
+    assert stopped == [None]
+
+
+def test_the_limit_of_one_caller(setup):
+    """It counts what is in flight now, by session; nothing is remembered of who has nothing."""
+    one = setup(max_in_flight_per_caller=1)
+    for session in (7, 8, None):
+        one.call("app.add", 1, 2, caller=session)
+        error = error_of(one.call("app.add", 1, 2, caller=session))
+        assert error.error == "celery.error.overloaded"
+    for call in one.client.calls:
+        call.finish(success(3))
+    assert not one.bridge._in_flight._by_session
+    one.call("app.add", 1, 2)
+    assert len(one.client.sent) == 4

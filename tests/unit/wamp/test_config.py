@@ -11,6 +11,9 @@ from twistedcelery import ConfigurationError
 from twistedcelery.wamp import config
 from twistedcelery.wamp.config import Configuration
 from twistedcelery.wamp.exposed import load_application
+from twistedcelery.wamp.trigger import Trigger
+
+TRIGGER = {"topic": "com.example.uploaded", "task": "app.add"}
 
 
 def test_the_defaults():
@@ -23,6 +26,8 @@ def test_the_defaults():
         discover="app",
         invoke="roundrobin",
         max_in_flight=1000,
+        max_in_flight_per_caller=None,
+        drain_timeout=10.0,
         publish_timeout=10.0,
         call_timeout=None,
         on_caller_gone="revoke",
@@ -32,6 +37,7 @@ def test_the_defaults():
         publish_results=False,
         tracebacks=False,
         event_audience="all",
+        task_access="all",
         allow_options=frozenset({"countdown", "eta", "expires", "priority", "time_limit", "soft_time_limit"}),
         triggers=(),
     )
@@ -95,12 +101,31 @@ def test_events():
         ({"events": ["succeded"]}, "did you mean 'succeeded'?"),
         ({"events": ["received"]}, "found 'received', accepted is an event that the bridge sees itself"),
         ({"events": "all"}, "accepted is true, false, or a list of: sent, received"),
+        ({"max_in_flight_per_caller": 0}, "found 0, accepted is a whole number of at least 1"),
+        ({"task_access": "me"}, "one of 'all', 'caller'"),
         ({"event_audience": "me"}, "one of 'all', 'caller'"),
         ({"allow_options": ["que"]}, "did you mean 'queue'?"),
         ({"allow_options": [["queue"]]}, "found ['queue']"),
         ({"events": [{}]}, "found {}"),
         ({"invoke": []}, "found []"),
-        ({"triggers": [{"topic": "x"}]}, "accepted is []: triggers are not available in this version"),
+        ({"triggers": {}}, "key 'triggers': found {}, accepted is a list of objects"),
+        ({"triggers": ["x"]}, "key 'triggers[0]': found 'x', accepted is an object with the keys topic"),
+        ({"triggers": [{"topic": "x"}]}, "key 'triggers[0].task': found None, accepted is text"),
+        ({"triggers": [{"task": "x", "topic": ""}]}, "key 'triggers[0].topic': found ''"),
+        ({"triggers": [TRIGGER, {**TRIGGER, "tsk": 1}]}, "key 'triggers[1]': found 'tsk', accepted is only"),
+        ({"triggers": [{**TRIGGER, "match": "glob"}]}, "one of 'exact', 'prefix', 'wildcard'"),
+        ({"triggers": [{**TRIGGER, "match": []}]}, "key 'triggers[0].match': found []"),
+        (
+            {"triggers": [{**TRIGGER, "topic": "a..b"}]},
+            "topic for the match 'exact'; it has an empty component",
+        ),
+        ({"triggers": [{**TRIGGER, "topic": "a b", "match": "wildcard"}]}, "it contains white space"),
+        (
+            {"triggers": [{**TRIGGER, "options": {"que": "x"}}]},
+            "'que' is not allowed here; allowed: compression",
+        ),
+        ({"triggers": [{**TRIGGER, "options": {"countdown": "x"}}]}, "countdown takes a number of seconds"),
+        ({"triggers": [{**TRIGGER, "options": []}]}, "key 'triggers[0].options': found []"),
     ],
 )
 def test_mistakes(extra, says):
@@ -108,6 +133,20 @@ def test_mistakes(extra, says):
     with pytest.raises(ConfigurationError) as refused:
         Configuration.parse(extra if extra == {} else {"app": "my_app", **extra}, {})
     assert says in str(refused.value)
+
+
+def test_triggers():
+    """A trigger's topic may be a pattern, and its options are those of ``send_task``."""
+    triggers = [
+        TRIGGER,
+        {**TRIGGER, "topic": "com.", "match": "prefix", "options": {"queue": "slow", "countdown": None}},
+        {**TRIGGER, "topic": "com..uploaded", "match": "wildcard"},
+    ]
+    assert Configuration.parse({"app": "my_app", "triggers": triggers}, {}).triggers == (
+        Trigger("com.example.uploaded", "app.add"),
+        Trigger("com.", "app.add", "prefix", {"queue": "slow"}),
+        Trigger("com..uploaded", "app.add", "wildcard"),
+    )
 
 
 def test_values_of_unknown_keys_are_not_shown():

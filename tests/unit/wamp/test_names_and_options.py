@@ -10,6 +10,7 @@ from autobahn.wamp.message import check_or_raise_uri
 from hypothesis import given
 from hypothesis import strategies as st
 
+from twistedcelery.wamp.invocation import Caller
 from twistedcelery.wamp.options import DEFAULT_OPTIONS, KNOWN_OPTIONS, NotAllowed, OptionError, parse_options
 from twistedcelery.wamp.submitted import EndedTask, EndedTasks
 from twistedcelery.wamp.uris import Uris, why_not_a_uri
@@ -111,10 +112,36 @@ def test_ended_tasks_are_forgotten_within_bounds():
     """The oldest go first, when there are too many or when they take too much."""
     ended = EndedTasks(max_count=3, max_size=100)
     for number in range(4):
-        ended.add(str(number), EndedTask("SUCCESS", number, 10))
+        ended.add(str(number), EndedTask(Caller(), "SUCCESS", number, 10))
     assert ended.find("0") is None
     assert ended.find("1").result == 1
-    ended.add("large", EndedTask("SUCCESS", "large", 85))
+    ended.add("large", EndedTask(Caller(), "SUCCESS", "large", 85))
     assert (ended.find("2"), ended.find("3").result, ended.find("large").result) == (None, 3, "large")
-    ended.add("too large", EndedTask("SUCCESS", "too large", 101))
+    ended.add("too large", EndedTask(Caller(), "SUCCESS", "too large", 101))
     assert [ended.find(key) for key in ("3", "large", "too large")] == [None] * 3
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        (Caller(1), Caller(1), True),
+        (Caller(1), Caller(2), False),
+        (Caller(1, "joe", "user"), Caller(2, "joe", "user"), True),
+        (Caller(1, "joe", "user"), Caller(2, "joe", "guest"), False),
+        (Caller(1, "joe", "user"), Caller(2, "Joe", "user"), False),
+        (Caller(), Caller(), False),
+    ],
+)
+def test_who_is_the_same_caller(one, other, same):
+    """A session is, and so is an identity that the router vouches for; nobody is the same as nobody."""
+    assert one.is_same(other) is same
+    assert other.is_same(one) is same
+
+
+def test_topics_of_a_bridge():
+    """What is in one of the bridge's own spaces is known, and nothing else."""
+    uris = Uris("celery")
+    assert all(
+        map(uris.owns, ("celery", "celery.", "celery.a", "celery_task.0a", "celery_admin.x", "celery_api.x"))
+    )
+    assert not any(map(uris.owns, ("", "celer", "celeryx", "celery_", "celery_tasks.x", "com.celery.x")))

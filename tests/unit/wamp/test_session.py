@@ -10,7 +10,6 @@ from autobahn.wamp.request import Endpoint, InvocationRequest, Registration
 from autobahn.wamp.types import Challenge, CloseDetails, ComponentConfig
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
-from twisted.logger import globalLogPublisher
 
 from twistedcelery import ConfigurationError
 from twistedcelery.wamp import CeleryBridge
@@ -43,19 +42,6 @@ class Runner:
 
     def stop(self):
         self.stopped = True
-
-
-@pytest.fixture
-def said():
-    """What is logged, as text."""
-    lines = []
-
-    def observe(event):
-        lines.append(str(event.get("log_format", "")).format(**event))
-
-    globalLogPublisher.addObserver(observe)
-    yield lines
-    globalLogPublisher.removeObserver(observe)
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,82 @@
+"""``twistedcelery bridge``: the bridge as a process of its own."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+from twisted.logger import (
+    FilteringLogObserver,
+    LogLevel,
+    LogLevelFilterPredicate,
+    globalLogBeginner,
+    textFileLogObserver,
+)
+
+from twistedcelery.errors import ConfigurationError
+from twistedcelery.wamp.bridge import check
+from twistedcelery.wamp.runner import Runner
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+__all__ = ["configuration", "run"]
+
+
+def run(*, url: str, realm: str, config: Path | None, settings: Sequence[tuple[str, str]]) -> int:
+    """Run a bridge until SIGINT or SIGTERM.
+
+    :param url: the router's
+    :param config: a file with the configuration, as a JSON object
+    :param settings: keys and values that add to it, or go before
+    :return: the exit status
+    """
+    # Importing it installs it, which is for the program to decide.
+    from twisted.internet import reactor
+
+    every: Any = reactor
+    try:
+        extra = configuration(config, settings)
+        check(extra)
+        runner = Runner(every, url, realm, extra)
+    except ConfigurationError as error:
+        print(f"twistedcelery bridge: {error}", file=sys.stderr)  # noqa: T201  # for who typed the command
+        return 1
+    _log_to_stderr()
+    # The bridge itself sees to its calls when the reactor stops.
+    every.addSystemEventTrigger("before", "shutdown", runner.stop)
+    every.callWhenRunning(runner.start)
+    every.run()
+    return 0
+
+
+def _log_to_stderr() -> None:
+    # Twisted does not declare to type checkers what these provide.
+    observer: Any = textFileLogObserver(sys.stderr)
+    level: Any = LogLevelFilterPredicate(defaultLogLevel=LogLevel.info)
+    filtered: Any = FilteringLogObserver(observer, [level])
+    globalLogBeginner.beginLoggingTo([filtered], redirectStandardIO=False)
+
+
+def configuration(path: Path | None, settings: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """The bridge's configuration, put together.
+
+    :param settings: a value that is no JSON stands for itself, as text
+    :raise ConfigurationError: where the file cannot be read, or holds no JSON object
+    """
+    extra: dict[str, Any] = {}
+    if path is not None:
+        try:
+            extra = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise ConfigurationError(f"{path} cannot be read: {error}") from error
+        if not isinstance(extra, dict):
+            raise ConfigurationError(f"{path} holds no JSON object")
+    for key, text in settings:
+        try:
+            extra[key] = json.loads(text)
+        except ValueError:
+            extra[key] = text
+    return extra

@@ -1,0 +1,150 @@
+"""Callers who mean no good: each is refused, and the bridge and the others' calls go on."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import pytest_twisted
+from autobahn.wamp.exception import ApplicationError, TransportLost
+from autobahn.wamp.types import PublishOptions
+from twisted.internet.defer import DeferredList
+from twisted.internet.task import deferLater
+
+from tests.real.wamp.test_calls import refusal
+
+pytestmark = pytest.mark.usefixtures("worker_process")
+
+
+@asynccontextmanager
+async def undisturbed(running, caller):
+    """A call of somebody else that is in flight meanwhile, and the bridge's session, survive."""
+    session = running.bridge._session
+    other = caller.call(running.uri("taskapp.sleep"), 1)
+    yield
+    assert await other == 1
+    assert await caller.call(running.uri("taskapp.add"), 2, 3) == 5
+    assert running.bridge._session is session
+
+
+def nested(depth: int) -> Any:
+    value: Any = 1
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+async def outcome(call: Any) -> str:
+    """How a hostile call ended: ``"answered"``, an error's URI, or ``"disconnected"``."""
+    try:
+        await call
+    except ApplicationError as error:
+        return error.error
+    except TransportLost:
+        return "disconnected"
+    return "answered"
+
+
+@pytest.mark.parametrize(
+    ("serializer", "depth"),
+    # As deep as each can be: beyond, the client's own encoder or the router refuses.
+    [("json", 300), ("msgpack", 1000), ("cbor", 390), ("cbor", 1000)],
+)
+@pytest_twisted.ensureDeferred
+async def test_deep_nesting(serializer, depth, router, bridge, client):
+    """The caller is answered, gets an error or loses its connection; nobody else notices."""
+    running = await bridge(router.url)
+    hostile, caller = await client(router.url, serializer), await client(router.url)
+    async with undisturbed(running, caller):
+        ended = await outcome(hostile.call(running.uri("taskapp.echo"), nested(depth)))
+    if (serializer, depth) == ("cbor", 1000):
+        # The router's own decoder refuses it.
+        assert ended == "wamp.close.transport_lost"
+    else:
+        refusals = {running.uri(f"error.{name}") for name in ("invalid_arguments", "result_unencodable")}
+        assert ended in refusals
+
+
+@pytest_twisted.ensureDeferred
+async def test_arguments_of_100_mib(router, bridge, client):
+    """They are more than the router takes: it drops the caller."""
+    running, hostile, caller = await bridge(router.url), await client(router.url), await client(router.url)
+    hostile._transport.maxMessagePayloadSize = hostile._transport.maxFramePayloadSize = 0
+    async with undisturbed(running, caller):
+        ended = await outcome(hostile.call(running.uri("taskapp.echo"), "x" * (100 * 2**20)))
+    assert ended == "wamp.close.transport_lost"
+
+
+@pytest.mark.parametrize("serializer", ["json", "msgpack", "cbor"])
+@pytest_twisted.ensureDeferred
+async def test_nan(serializer, router, bridge, client):
+    """NaN among the arguments does not come back as NaN, which a browser could not read."""
+    running = await bridge(router.url)
+    hostile, caller = await client(router.url, serializer), await client(router.url)
+    async with undisturbed(running, caller):
+        ended = await outcome(hostile.call(running.uri("taskapp.echo"), float("nan")))
+    assert ended == running.uri("error.result_unencodable")
+
+
+@pytest.mark.parametrize(
+    "options", [None, 1, "x", [], {"countdown": -1}, {"task_id": "x"}, {"producer": 1}, {"link": []}, {"": 1}]
+)
+@pytest_twisted.ensureDeferred
+async def test_the_reserved_keyword(options, router, bridge, client):
+    """``celery_options`` takes what it is for, and nothing else."""
+    running, caller = await bridge(router.url), await client(router.url)
+    call = caller.call(running.uri("taskapp.add"), 1, 2, celery_options=options)
+    if options is None:
+        assert await call == 3
+    else:
+        allowed = {running.uri("error.not_allowed"), running.uri("error.invalid_arguments")}
+        assert (await refusal(call)).error in allowed
+
+
+@pytest.mark.parametrize(
+    "name", ["taskapp.Add", "taskapp.\u0430dd", "taskapp.add\u200b", "taskapp.add.add", "taskapp"]
+)
+@pytest_twisted.ensureDeferred
+async def test_look_alikes(name, router, bridge, client):
+    """A name that differs by case, or only looks the same, is the name of nothing."""
+    running, caller = await bridge(router.url), await client(router.url)
+    error = await refusal(caller.call(running.api("submit"), name, [1, 2]))
+    assert error.error == running.uri("error.unknown_task")
+    error = await refusal(caller.call(running.uri(name), 1, 2))
+    assert error.error == ApplicationError.NO_SUCH_PROCEDURE
+
+
+@pytest_twisted.ensureDeferred
+async def test_ten_thousand_calls_and_a_disconnect(router, bridge, client):
+    """What was accepted is revoked, the rest was refused, and nothing is left behind."""
+    from twisted.internet import reactor
+
+    running = await bridge(router.url)
+    hostile, caller = await client(router.url), await client(router.url)
+    options = {"countdown": 60}
+    async with undisturbed(running, caller):
+        uri = running.uri("taskapp.add")
+        calls = [hostile.call(uri, 1, number, celery_options=options) for number in range(10_000)]
+        ended = DeferredList(calls, consumeErrors=True)
+        await caller.call(running.api("status"))
+        await hostile.vanish()
+        await ended
+    deadline = reactor.seconds() + 30
+    while (await caller.call(running.api("status")))["in_flight"]:
+        assert reactor.seconds() < deadline, "calls of a caller who is gone are still in flight"
+        await deferLater(reactor, 0.1, lambda: None)
+    totals = (await caller.call(running.api("status")))["totals"]
+    assert totals["sent"] <= 1000 + 2
+    assert not running.bridge._in_flight._by_session
+
+
+@pytest_twisted.ensureDeferred
+async def test_subscribing_to_everything(router, bridge, client):
+    """Who subscribes to all there is, a hundred times over, disturbs nobody."""
+    running, hostile, caller = await bridge(router.url), await client(router.url), await client(router.url)
+    async with undisturbed(running, caller):
+        for number in range(100):
+            await hostile.events(running.prefix + ("." if number % 2 else ""), match="prefix")
+            await hostile.events("." * number, match="wildcard")
+        hostile.publish(running.uri("taskapp.add.succeeded"), options=PublishOptions(), forged=True)
