@@ -102,8 +102,11 @@ class Replies:
 
     def received(self, message: IncomingMessage) -> None:
         """Hand a reply to whom it is for. Those that come too late are for nobody."""
-        self._adjust_clock(message.headers.get("clock") or 0)
-        collector = self._collectors.get(message.headers.get("ticket", ""))
+        clock, ticket = message.headers.get("clock"), message.headers.get("ticket")
+        # Whoever may publish may write anything there.
+        if isinstance(clock, int):
+            self._adjust_clock(clock)
+        collector = self._collectors.get(ticket) if isinstance(ticket, str) else None
         if collector is None:
             return
         reply = self._inbox.decode(message)

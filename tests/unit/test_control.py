@@ -238,6 +238,16 @@ def test_the_workers_clock_is_heard(transport, subscriber):
     assert transport.publisher.last.message.headers["clock"] > 100
 
 
+@pytest.mark.parametrize("headers", [{}, {"clock": "x", "ticket": ["y"]}, {"clock": None, "ticket": None}])
+def test_replies_with_odd_headers_are_dropped(control, transport, subscriber, headers):
+    """Whoever may publish to the queue cannot do more than that."""
+    ended, sent = asking(control, transport, subscriber, limit=1)
+    subscriber.user.received(IncomingMessage("{}", "application/json", "utf-8", headers))
+    assert ended == []
+    sent.reply(subscriber, "a", {"ok": "pong"})
+    assert ended == [[{"a": {"ok": "pong"}}]]
+
+
 def test_purge_is_for_the_queues_of_the_application(transport, subscriber):
     """Those that its workers consume."""
     from kombu import Queue

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from kombu.messaging import Consumer
+from twisted.logger import Logger
 
 from twistedcelery.errors import BrokerUnavailable, PublishError, PublishRejected
 from twistedcelery.incoming import IncomingMessage
@@ -17,6 +18,8 @@ from twistedcelery.transports.threads.filesystem import WholeMessageChannel
 from twistedcelery.transports.threads.thread import DedicatedThread
 
 __all__ = ["QueueListener", "Subscribed"]
+
+_log = Logger()
 
 #: Seconds that a new subscription may have to wait while the thread waits for messages.
 _WAIT = 0.1
@@ -209,6 +212,11 @@ class QueueListener:
     def _failed(self, error: Exception) -> None:
         reason = connect_error(error, self._redactor)
         assert isinstance(reason, BrokerUnavailable)
+        _log.warn(
+            "no connection to the broker: {reason}; trying again in {delay:.1f} s",
+            reason=reason,
+            delay=self._delay,
+        )
         self._discard()
         self._retry_at = time.monotonic() + self._delay
         self._delay = min(self._delay * 2, _LAST_DELAY)
