@@ -117,10 +117,10 @@ async def test_look_alikes(name, router, bridge, client):
 
 @pytest_twisted.ensureDeferred
 async def test_ten_thousand_calls_and_a_disconnect(router, bridge, client):
-    """What was accepted is revoked, the rest was refused, and nothing is left behind."""
+    """A caller with a limit of its own leaves room for others, and nothing behind."""
     from twisted.internet import reactor
 
-    running = await bridge(router.url)
+    running = await bridge(router.url, max_in_flight_per_caller=500)
     hostile, caller = await client(router.url), await client(router.url)
     options = {"countdown": 60}
     async with undisturbed(running, caller):
@@ -134,8 +134,6 @@ async def test_ten_thousand_calls_and_a_disconnect(router, bridge, client):
     while (await caller.call(running.api("status")))["in_flight"]:
         assert reactor.seconds() < deadline, "calls of a caller who is gone are still in flight"
         await deferLater(reactor, 0.1, lambda: None)
-    totals = (await caller.call(running.api("status")))["totals"]
-    assert totals["sent"] <= 1000 + 2
     assert not running.bridge._in_flight._by_session
 
 
