@@ -1,8 +1,8 @@
 """One live AMQP connection. The only module that imports pika.
 
-pika's Twisted adapter does the protocol. Its per-message conveniences (a Deferred for each
-publish, a DeferredQueue for each consumer) cost more than the messages, so publishing and
-consuming go to pika's own channel, which takes plain callbacks.
+pika's Twisted adapter does the protocol, but for the frames of messages, which `frames` writes and
+reads. Where its Twisted wrapper of a channel makes a Deferred or a queue for each event, pika's own
+channel is used, which takes plain callbacks.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import pika
 import pika.exceptions
 from pika.adapters.twisted_connection import TwistedChannel, TwistedProtocolConnection
-from pika.spec import Basic, BasicProperties, Exchange, Queue
+from pika.spec import Basic, Exchange, Queue
 from twisted.internet import defer, error
 from twisted.internet.interfaces import IAddress, IStreamClientEndpoint
 from twisted.internet.protocol import Factory, connectionDone
@@ -25,6 +25,7 @@ from twistedcelery.message import OutgoingMessage
 from twistedcelery.transports.amqp.brokers import LinkParameters
 from twistedcelery.transports.amqp.declare import Declaration
 from twistedcelery.transports.amqp.delivery import Delivery
+from twistedcelery.transports.amqp.frames import DeliveryReader, publish_frames
 from twistedcelery.transports.amqp.properties import encode_properties
 
 __all__ = ["AmqpChannel", "AmqpLink", "open_link"]
@@ -72,7 +73,7 @@ class AmqpLink:
         except pika.exceptions.AMQPError as closed:
             return defer.fail(_connection_error(closed))
         return opening.addCallbacks(
-            lambda channel: AmqpChannel(channel, self._protocol.userid),
+            lambda channel: AmqpChannel(channel, self._protocol),
             lambda failure: Failure(_connection_error(failure.value)),
         )
 
@@ -102,9 +103,9 @@ class AmqpLink:
 class AmqpChannel:
     """A channel: publish with confirms, consume, declare."""
 
-    def __init__(self, channel: TwistedChannel, userid: str) -> None:
+    def __init__(self, channel: TwistedChannel, protocol: _Protocol) -> None:
         self._calls = channel
-        self._userid = userid
+        self._protocol = protocol
         # pika's plain channel behind its Twisted wrapper: see the top of this file.
         self._channel = channel._channel  # see above  # noqa: SLF001  # see above
         self._consumer_tag = ""
@@ -159,22 +160,20 @@ class AmqpChannel:
         :raises EncodeError: when the broker cannot take its properties or headers
         :raises BrokerUnavailable: when the channel is not open
         """
+        if not self._channel.is_open:
+            raise BrokerUnavailable("the channel is closed")
         try:
-            self._channel.basic_publish(
-                exchange=message.exchange,
-                routing_key=message.routing_key,
-                body=message.body,
-                properties=_Properties(encode_properties(message, self._userid)),
-                mandatory=message.mandatory,
+            properties = encode_properties(message, self._protocol.userid)
+            frames = publish_frames(
+                message, properties, self._channel.channel_number, self._protocol.frame_max
             )
-        except (pika.exceptions.ChannelWrongStateError, pika.exceptions.ConnectionWrongStateError) as closed:
-            raise _connection_error(closed) from closed
         except Exception as problem:
-            # pika names no common class for what it cannot encode.
+            # py-amqp names no common class for what it cannot encode.
             raise EncodeError(
                 f"the message to {message.exchange or message.routing_key!r} has no AMQP form; "
                 f"check its options and headers: {problem or type(problem).__name__}"
             ) from problem
+        self._protocol.transport.write(frames)
 
     # Consuming
 
@@ -192,18 +191,14 @@ class AmqpChannel:
         :param on_cancelled: called when the broker ends the consumer, for example since the queue
             was deleted
         """
-
-        def deliver(_channel: Any, method: Any, properties: Any, body: bytes) -> None:
-            how = properties.content_type, properties.content_encoding, properties.headers or {}
-            on_delivery(Delivery(body, *how, properties.correlation_id, method.delivery_tag))
-
         ready: defer.Deferred[None] = defer.Deferred()
         self._channel.add_on_cancel_callback(lambda _frame: on_cancelled())
         self._fail_when_closed(ready)
 
         def begin(_: object) -> None:
+            self._protocol.deliveries.consume(self._channel.channel_number, on_delivery)
             self._consumer_tag = self._channel.basic_consume(
-                queue, deliver, auto_ack=prefetch is None, callback=lambda _frame: ready.callback(None)
+                queue, _not_by_pika, auto_ack=prefetch is None, callback=lambda _frame: ready.callback(None)
             )
 
         def refused(failure: Failure) -> None:
@@ -268,15 +263,8 @@ _METHODS: Mapping[str, Callable[..., Any]] = {
 }
 
 
-class _Properties(BasicProperties):
-    """Properties and headers that are encoded already."""
-
-    def __init__(self, encoded: bytes) -> None:
-        self._encoded = encoded
-
-    def encode(self) -> list[bytes]:
-        """As pika asks for it: the parts that follow a content header's fixed ones."""
-        return [self._encoded]
+def _not_by_pika(*delivery: Any) -> None:
+    """What pika would call for a delivery, if there were any that it gets to see."""
 
 
 class _Protocol(TwistedProtocolConnection):
@@ -290,7 +278,19 @@ class _Protocol(TwistedProtocolConnection):
         self._lost: BrokerUnavailable | None = None
         self.opened: defer.Deferred[None] = defer.Deferred(canceller=lambda _: self.abort())
         self.ready.addCallbacks(lambda _: self.opened.callback(None), self._not_opened)
+        self.deliveries = DeliveryReader(super().dataReceived)
         self._impl._adapter_disconnect_stream = self._disconnect_stream  # noqa: SLF001  # see there
+
+    @property
+    def frame_max(self) -> int:
+        """The longest frame that both sides take, in bytes."""
+        size: int = self._impl.params.frame_max
+        return size
+
+    def dataReceived(self, data: bytes) -> None:
+        # What pika looks at to see whether the broker is alive; it does not get to see all frames.
+        self._impl.bytes_received += len(data)
+        self.deliveries.feed(data)
 
     def _not_opened(self, failure: Failure) -> None:
         if not self.opened.called:
