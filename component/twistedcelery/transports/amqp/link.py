@@ -107,7 +107,7 @@ class AmqpChannel:
         self._calls = channel
         self._protocol = protocol
         # pika's plain channel behind its Twisted wrapper: see the top of this file.
-        self._channel = channel._channel  # see above  # noqa: SLF001  # see above
+        self._channel = channel._channel  # noqa: SLF001  # see above
         self._consumer_tag = ""
 
     def on_closed(self, callback: Callable[[PublishRejected | BrokerUnavailable], None]) -> None:
@@ -315,7 +315,7 @@ class _Protocol(TwistedProtocolConnection):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         # What the broker said when it closed; pika's adapter overwrites it with "connection done".
-        self._reason = self._impl._error  # see above  # noqa: SLF001  # see above
+        self._reason = self._impl._error  # noqa: SLF001  # see above
         super().connectionLost(reason)
         self._lost = _connection_error(self._reason or reason.value)
         callbacks, self._lost_callbacks = self._lost_callbacks, []
