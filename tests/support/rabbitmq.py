@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tests.support.debian import require, unavailable
 from tests.support.ports import free_port, reachable
-from tests.support.process import Process
+from tests.support.process import Process, wait_until
 
 __all__ = ["RabbitMQ", "RabbitMQNode", "load", "save"]
 
@@ -206,11 +206,24 @@ class RabbitMQNode:
         """Stop scheduling it (SIGSTOP): connections stay open and nothing answers. See `thaw`."""
         for pid in self._server.descendants:
             os.kill(pid, signal.SIGSTOP)
+        wait_until(
+            lambda: all(_is_stopped(pid) for pid in self._server.descendants), timeout=10, what="it is frozen"
+        )
 
     def thaw(self) -> None:
         """Let it go on after `freeze`."""
         for pid in self._server.descendants:
             os.kill(pid, signal.SIGCONT)
+
+
+def _is_stopped(pid: int) -> bool:
+    """Whether every thread of a process has obeyed SIGSTOP; what has ended counts as well."""
+    try:
+        tasks = list(Path(f"/proc/{pid}/task").iterdir())
+        states = [(task / "stat").read_text().rpartition(")")[2].split()[0] for task in tasks]
+    except OSError:
+        return True
+    return all(state in "TtZX" for state in states)
 
 
 def load(path: Path) -> RabbitMQ:

@@ -97,5 +97,9 @@ async def test_redis_in_threads(worker, redis_server):
 
 @pytest_twisted.ensureDeferred
 async def test_sqlite(worker, broker_url, tmp_path):
-    """With results in SQLite, whose chords Celery unlocks with a task that polls."""
-    await compare(worker, PLAIN + KEPT, broker=broker_url, backend=f"db+sqlite:///{tmp_path}/results.db")
+    """With results in SQLite, whose chords Celery unlocks with a task that polls.
+
+    Without retries at once: there, Celery's database backend can mix what two threads store of one task.
+    """
+    cases = [case for case in PLAIN + KEPT if "retries" not in case.name]
+    await compare(worker, cases, broker=broker_url, backend=f"db+sqlite:///{tmp_path}/results.db")
