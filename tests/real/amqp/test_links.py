@@ -114,3 +114,16 @@ async def test_a_broker_that_stops_reading_is_given_up(rabbitmq_node):
     assert time.monotonic() - begun < 30
     await deferToThread(rabbitmq_node.thaw)
     await tx_app.disconnect()
+
+
+@pytest_twisted.ensureDeferred
+async def test_headers_longer_than_a_frame_fail_their_call_alone(broker_url, worker):
+    """The broker would close the connection for them; nothing else notices."""
+    worker()
+    tx_app = TwistedCelery(create_app(broker_url, "rpc://"))
+    before = tx_app.send_task("taskapp.add", args=(1, 2))
+    long = tx_app.send_task("taskapp.add", args=(1, 2), headers={"long": "x" * 200_000})
+    with pytest.raises(twistedcelery.EncodeError, match="the broker takes"):
+        await long
+    assert await gatherResults([before, tx_app.send_task("taskapp.add", args=(2, 3))]) == [3, 5]
+    await tx_app.disconnect()

@@ -19,7 +19,7 @@ from twisted.internet.interfaces import IAddress, IStreamClientEndpoint
 from twisted.internet.protocol import Factory, connectionDone
 from twisted.python.failure import Failure
 
-from twistedcelery._types import Clock
+from twistedcelery._types import Clock, Timer
 from twistedcelery.errors import BrokerAccessRefused, BrokerUnavailable, EncodeError, PublishRejected
 from twistedcelery.message import OutgoingMessage
 from twistedcelery.transports.amqp.brokers import LinkParameters
@@ -108,6 +108,8 @@ class AmqpChannel:
         self._protocol = protocol
         # pika's plain channel behind its Twisted wrapper: see the top of this file.
         self._channel = channel._channel  # noqa: SLF001  # see above
+        #: The longest frame that both sides take, in bytes.
+        self._frame_max: int = self._channel.connection.params.frame_max
         self._consumer_tag = ""
 
     def on_closed(self, callback: Callable[[PublishRejected | BrokerUnavailable], None]) -> None:
@@ -164,9 +166,7 @@ class AmqpChannel:
             raise BrokerUnavailable("the channel is closed")
         try:
             properties = encode_properties(message, self._protocol.userid)
-            frames = publish_frames(
-                message, properties, self._channel.channel_number, self._protocol.frame_max
-            )
+            frames = publish_frames(message, properties, self._channel.channel_number, self._frame_max)
         except Exception as problem:
             # py-amqp names no common class for what it cannot encode.
             raise EncodeError(
@@ -214,6 +214,10 @@ class AmqpChannel:
         """
         if self._channel.is_open:
             self._channel.basic_ack(delivery_tag, multiple=True)
+
+    def rest(self, seconds: float) -> None:
+        """Read nothing more on the link for a moment. Does nothing while it rests already."""
+        self._protocol.rest(seconds)
 
     # Declaring
 
@@ -276,21 +280,26 @@ class _Protocol(TwistedProtocolConnection):
         self._reason: BaseException | None = None
         self._lost_callbacks: list[Callable[[BrokerUnavailable], None]] = []
         self._lost: BrokerUnavailable | None = None
+        self._clock = reactor
+        self._resting: Timer | None = None
         self.opened: defer.Deferred[None] = defer.Deferred(canceller=lambda _: self.abort())
         self.ready.addCallbacks(lambda _: self.opened.callback(None), self._not_opened)
         self.deliveries = DeliveryReader(super().dataReceived)
         self._impl._adapter_disconnect_stream = self._disconnect_stream  # noqa: SLF001  # see there
 
-    @property
-    def frame_max(self) -> int:
-        """The longest frame that both sides take, in bytes."""
-        size: int = self._impl.params.frame_max
-        return size
-
     def dataReceived(self, data: bytes) -> None:
         # What pika looks at to see whether the broker is alive; it does not get to see all frames.
         self._impl.bytes_received += len(data)
         self.deliveries.feed(data)
+
+    def rest(self, seconds: float) -> None:
+        if self._resting is None and self._lost is None:
+            self.transport.pauseProducing()
+            self._resting = self._clock.callLater(seconds, self._go_on)
+
+    def _go_on(self) -> None:
+        self._resting = None
+        self.transport.resumeProducing()
 
     def _not_opened(self, failure: Failure) -> None:
         if not self.opened.called:
@@ -317,6 +326,9 @@ class _Protocol(TwistedProtocolConnection):
         # What the broker said when it closed; pika's adapter overwrites it with "connection done".
         self._reason = self._impl._error  # noqa: SLF001  # see above
         super().connectionLost(reason)
+        if self._resting is not None:
+            self._resting.cancel()
+            self._resting = None
         self._lost = _connection_error(self._reason or reason.value)
         callbacks, self._lost_callbacks = self._lost_callbacks, []
         for callback in callbacks:

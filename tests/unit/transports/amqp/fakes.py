@@ -38,6 +38,7 @@ class FakeChannel:
         self.consuming: Deferred[None] = Deferred()
         self.consumed: list[tuple[str, int]] = []
         self.acked: list[int] = []
+        self.rests: list[float] = []
         self.deleted: list[str] = []
         self.deleting: Deferred[None] = Deferred()
         self._closed_callbacks: list[Callable[[Any], None]] = []
@@ -80,6 +81,9 @@ class FakeChannel:
 
     def ack(self, delivery_tag: int) -> None:
         self.acked.append(delivery_tag)
+
+    def rest(self, seconds: float) -> None:
+        self.rests.append(seconds)
 
     def delete_consumed_queue(self, queue: str) -> Deferred[None]:
         self.deleted.append(queue)

@@ -24,9 +24,11 @@ from twistedcelery.transports.amqp.delivery import Delivery
 from twistedcelery.transports.amqp.results import (
     ACK_DELAY,
     ACK_EVERY,
+    CROWD,
     DEFAULT_EXPIRES,
     MIN_EXPIRES,
     PREFETCH,
+    REST,
     AmqpResults,
 )
 from twistedcelery.transports.connection import State
@@ -332,6 +334,22 @@ def test_many_replies_at_once(scene):
     assert ACK_EVERY < PREFETCH
     scene.advance(ACK_DELAY)
     assert scene.channel.acked == [ACK_EVERY]
+
+
+def test_replies_in_a_crowd(scene):
+    """While many tasks are watched, the link rests after each read; a few never wait for it."""
+    scene.up()
+    for number in range(CROWD):
+        scene.results.watch(f"id-{number}")
+    scene.deliver(1)
+    assert scene.channel.rests == []
+    scene.results.watch("one more")
+    scene.deliver(2)
+    assert scene.channel.rests == [REST]
+    scene.results.forget("one more")
+    scene.results.forget("nobody's")
+    scene.deliver(3)
+    assert scene.channel.rests == [REST]
 
 
 def test_replies_of_a_lost_link_are_not_acknowledged_on_the_next(scene):
