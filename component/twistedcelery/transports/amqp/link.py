@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import pika
-import pika.exceptions
+from pika import ConnectionParameters, PlainCredentials, exceptions
 from pika.adapters.twisted_connection import TwistedChannel, TwistedProtocolConnection
 from pika.spec import Basic, Exchange, Queue
 from twisted.internet import defer, error
@@ -70,7 +69,7 @@ class AmqpLink:
         """Open a channel. Fails with `BrokerUnavailable` when the connection is lost first."""
         try:
             opening: defer.Deferred[TwistedChannel] = self._protocol.channel()
-        except pika.exceptions.AMQPError as closed:
+        except exceptions.AMQPError as closed:
             return defer.fail(_connection_error(closed))
         return opening.addCallbacks(
             lambda channel: AmqpChannel(channel, self._protocol),
@@ -84,7 +83,7 @@ class AmqpLink:
         self._closing = True
         try:
             self._protocol.close()
-        except pika.exceptions.ConnectionWrongStateError:
+        except exceptions.ConnectionWrongStateError:
             # The broker is closing it already.
             self.abort()
 
@@ -274,7 +273,7 @@ def _not_by_pika(*delivery: Any) -> None:
 class _Protocol(TwistedProtocolConnection):
     """pika's protocol, with the reason why a handshake failed, and a way to drop it."""
 
-    def __init__(self, parameters: pika.ConnectionParameters, reactor: Clock) -> None:
+    def __init__(self, parameters: ConnectionParameters, reactor: Clock) -> None:
         super().__init__(parameters, custom_reactor=reactor)
         self.userid: str = parameters.credentials.username
         self._reason: BaseException | None = None
@@ -308,7 +307,7 @@ class _Protocol(TwistedProtocolConnection):
     def _disconnect_stream(self) -> None:
         # As pika does it, what was written would have to go out first. A peer that sends no heartbeats
         # does not read either, and the link would never end.
-        if isinstance(self._impl._error, pika.exceptions.AMQPHeartbeatTimeout):  # noqa: SLF001  # only there
+        if isinstance(self._impl._error, exceptions.AMQPHeartbeatTimeout):  # noqa: SLF001  # only there
             self.abort()
         else:
             self.transport.loseConnection()
@@ -349,9 +348,9 @@ class _ProtocolFactory(Factory):
     noisy = False
 
     def __init__(self, parameters: LinkParameters, reactor: Clock) -> None:
-        self._parameters = pika.ConnectionParameters(
+        self._parameters = ConnectionParameters(
             virtual_host=parameters.virtual_host,
-            credentials=pika.PlainCredentials(parameters.userid, parameters.password),
+            credentials=PlainCredentials(parameters.userid, parameters.password),
             heartbeat=parameters.heartbeat,
             client_properties={"connection_name": parameters.name},
         )
@@ -363,16 +362,14 @@ class _ProtocolFactory(Factory):
 
 def _connection_error(reason: BaseException | None) -> BrokerUnavailable:
     """Translate what pika or Twisted say of a connection."""
-    if isinstance(reason, pika.exceptions.ConnectionClosed):
+    if isinstance(reason, exceptions.ConnectionClosed):
         refused = reason.reply_code in (403, 530)
         text = f"the broker closed the connection: {reason.reply_code} {reason.reply_text}"
-    elif isinstance(
-        reason, (pika.exceptions.AuthenticationError, pika.exceptions.ProbableAuthenticationError)
-    ):
+    elif isinstance(reason, exceptions.AuthenticationError | exceptions.ProbableAuthenticationError):
         refused, text = True, "the broker refused the user name or the password"
-    elif isinstance(reason, pika.exceptions.ProbableAccessDeniedError):
+    elif isinstance(reason, exceptions.ProbableAccessDeniedError):
         refused, text = True, "the broker refused the virtual host"
-    elif isinstance(reason, pika.exceptions.StreamLostError | error.ConnectionDone):
+    elif isinstance(reason, exceptions.StreamLostError | error.ConnectionDone):
         refused, text = False, "the connection to the broker was lost"
     else:
         refused, text = False, str(reason) or type(reason).__name__
@@ -386,7 +383,7 @@ def _channel_error(reason: Any) -> PublishRejected | BrokerUnavailable:
     exception = reason.value if isinstance(reason, Failure) else reason
     if isinstance(exception, PublishRejected | BrokerUnavailable):
         return exception
-    if isinstance(exception, pika.exceptions.ChannelClosedByBroker):
+    if isinstance(exception, exceptions.ChannelClosedByBroker):
         translated = PublishRejected(f"the broker refused: {exception.reply_code} {exception.reply_text}")
         translated.__cause__ = exception
         return translated
