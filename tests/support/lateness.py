@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Self
 
 from twisted.internet import task
 
@@ -23,7 +24,7 @@ class Lateness:
         self._loop = task.LoopingCall(self._tick)
         self._last = self._now()
 
-    def __enter__(self) -> Lateness:
+    def __enter__(self) -> Self:
         self._last = self._now()
         self._loop.start(self._INTERVAL)
         return self

@@ -56,8 +56,7 @@ async def test_cancelling_before_the_confirmation(broker_url, worker, tmp_path):
 @pytest_twisted.ensureDeferred
 async def test_a_burst_before_the_first_connection(broker_url):
     """2,000 calls that wait for one link go out without holding up the reactor; the best of four counts."""
-    last, late, rounds = 0.0, 0.0, []
-
+    rounds = []
     while len(rounds) < 4 and min(rounds, default=1) > 0.050:
         tx_app = TwistedCelery(create_app(broker_url, "rpc://"))
         with Lateness() as lateness:
