@@ -37,6 +37,19 @@ class OutgoingMessage:
     confirm_timeout: float | None = field(default=None)
 
     @property
+    def body_for_kombu(self) -> bytes | str:
+        """The body as kombu's serialisers leave it, which virtual transports put into JSON: text as
+        ``str``, where it is not compressed.
+        """
+        encoding = self.properties.get("content_encoding") or ""
+        if encoding.lower() not in ("utf-8", "utf8") or "compression" in self.headers:
+            return self.body
+        try:
+            return self.body.decode("utf-8")
+        except UnicodeDecodeError:
+            return self.body
+
+    @property
     def task_id(self) -> str | None:
         """The task this message asks for; ``None`` for control and event messages."""
         task_id: str | None = self.properties.get("correlation_id")

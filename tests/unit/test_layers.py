@@ -38,6 +38,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"encoder", "join", "pending", "reply"}),
     frozenset({"canvas_encoder", "transports.connection", "transports.deadlines", "transports.interface"}),
     frozenset({"transports.failover", "transports.publication", "transports.tls", "transports"}),
+    frozenset({"transports.queued"}),
     frozenset(
         {
             "access",

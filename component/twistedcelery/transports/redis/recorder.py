@@ -106,7 +106,7 @@ class Recorder:
         content_encoding = properties.pop("content_encoding", None)
         try:
             prepared = self._channel.prepare_message(
-                _as_kombu_has_it(message, content_encoding),
+                message.body_for_kombu,
                 priority=properties.pop("priority", None),
                 content_type=properties.pop("content_type", None),
                 content_encoding=content_encoding,
@@ -120,16 +120,6 @@ class Recorder:
             # Serialising the envelope runs the methods of whatever is in the headers.
             raise EncodeError(f"the message cannot be put into kombu's envelope: {error}") from error
         return self._tape.take()
-
-
-def _as_kombu_has_it(message: OutgoingMessage, content_encoding: str | None) -> bytes | str:
-    """The body as kombu's serialisers leave it: text as ``str``, where it is not compressed."""
-    if (content_encoding or "").lower() not in ("utf-8", "utf8") or "compression" in message.headers:
-        return message.body
-    try:
-        return message.body.decode("utf-8")
-    except UnicodeDecodeError:
-        return message.body
 
 
 class _Tape:

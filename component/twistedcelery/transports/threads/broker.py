@@ -89,7 +89,7 @@ class BrokerConnection:
                 f"no queue is bound to exchange {message.exchange!r} with routing key {message.routing_key!r}"
             )
         prepared = channel.prepare_message(
-            message.body if self._is_amqp else _as_kombu_has_it(message, content_encoding),
+            message.body if self._is_amqp else message.body_for_kombu,
             priority=properties.pop("priority", 0),
             content_type=properties.pop("content_type", None),
             content_encoding=content_encoding,
@@ -175,13 +175,3 @@ def connect_once(connection: Any) -> None:
         interval_max=0,
         reraise_as_library_errors=False,
     )
-
-
-def _as_kombu_has_it(message: OutgoingMessage, content_encoding: str | None) -> bytes | str:
-    """The body as kombu's serialisers leave it, which virtual transports put into JSON: text as ``str``."""
-    if (content_encoding or "").lower() not in ("utf-8", "utf8") or "compression" in message.headers:
-        return message.body
-    try:
-        return message.body.decode("utf-8")
-    except UnicodeDecodeError:
-        return message.body

@@ -20,7 +20,8 @@ from twistedcelery.errors import (
     PublishUnconfirmed,
     Unroutable,
 )
-from twistedcelery.transports.redis.publisher import TURN_BUDGET, RedisPublisher
+from twistedcelery.transports.queued import TURN_BUDGET
+from twistedcelery.transports.redis.publisher import RedisPublisher
 from twistedcelery.transports.redis.recorder import Recorder
 
 

@@ -1,0 +1,206 @@
+"""The queue of a native publisher: messages that wait, that are prepared, and that are not confirmed.
+
+What a protocol adds is how one message is sent over a link, and how it learns of its confirmation.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from typing import Generic, Self, TypeVar
+
+from twisted.internet.defer import Deferred, fail
+
+from twistedcelery._types import Clock, Timer
+from twistedcelery.errors import BrokerAccessRefused, BrokerUnavailable, Disconnected, Overloaded
+from twistedcelery.message import OutgoingMessage
+from twistedcelery.transports.connection import Connection, Link, State
+from twistedcelery.transports.deadlines import Deadlines
+from twistedcelery.transports.publication import Publication
+
+__all__ = ["TURN_BUDGET", "QueuedPublisher"]
+
+#: Seconds of a reactor turn that sending what waited may take: thousands may wait for a link.
+TURN_BUDGET = 0.004
+
+L = TypeVar("L", bound=Link)
+#: What a protocol knows an unconfirmed message by.
+K = TypeVar("K", bound=Hashable)
+
+
+class QueuedPublisher(ABC, Generic[L, K]):
+    """A `twistedcelery.transports.interface.Publisher` over one connection.
+
+    Messages wait, bounded in number and time, while there is no link, and while the broker is
+    slow to confirm. When a link is lost, what was not sent yet waits for the next one. What was
+    sent and not confirmed fails with `PublishUnconfirmed`, unless its caller allowed it to be
+    sent again.
+
+    :param reactor: for time
+    :param publish_timeout: seconds for the broker to take a message that sets no limit of its own
+    :param max_waiting: messages that may wait to be sent
+    :param max_unconfirmed: messages that may be sent and not confirmed
+    :param clock: seconds of real time
+    """
+
+    def __init__(
+        self,
+        reactor: Clock,
+        publish_timeout: float,
+        max_waiting: int = 50_000,
+        max_unconfirmed: int = 5_000,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._reactor = reactor
+        self._clock = clock
+        self._pump_turn: Timer | None = None
+        self._publish_timeout = publish_timeout
+        self._max_waiting = max_waiting
+        self._max_unconfirmed = max_unconfirmed
+        self._deadlines: Deadlines[Publication] = Deadlines(reactor, self._expired)
+        # Ordered sets: whatever ends early is taken out, so that a broker that stays away does not
+        # fill them up. The second one has those that need something of the broker before they are sent.
+        self._waiting: OrderedDict[Publication, None] = OrderedDict()
+        self._preparing: dict[Publication, None] = {}
+        self._unconfirmed: dict[K, Publication] = {}
+        self._reason: BrokerUnavailable | None = None
+        self._connection: Connection[L]
+
+    def use(self, connection: Connection[L]) -> Self:
+        """Publish over a connection, whose user this is."""
+        self._connection = connection
+        return self
+
+    @property
+    def connected(self) -> bool:
+        """Whether a message published now would go out at once."""
+        return self._connection.state is State.UP
+
+    def publish(self, message: OutgoingMessage) -> Deferred[None]:
+        """As `twistedcelery.transports.interface.Publisher.publish`."""
+        if self._connection.state in (State.CLOSING, State.CLOSED):
+            return fail(Disconnected("the connection to the broker was closed by disconnect()"))
+        if len(self._waiting) >= self._max_waiting:
+            return fail(
+                Overloaded(f"{self._max_waiting} messages already wait for the broker; try again later")
+            )
+        publication = Publication(message, self._withdraw)
+        allowed = message.confirm_timeout
+        self._deadlines.add(self._publish_timeout if allowed is None else allowed, publication)
+        if self._waiting or not self._has_room():
+            self._waiting[publication] = None
+            self._connection.start()
+        else:
+            self._dispatch(publication)
+        return publication.done
+
+    def close(self) -> Deferred[None]:
+        """As `twistedcelery.transports.interface.Publisher.close`."""
+        unfinished = [*self._unconfirmed.values(), *self._preparing, *self._waiting]
+        self._unconfirmed.clear()
+        self._preparing.clear()
+        self._waiting.clear()
+        self._deadlines.stop()
+        if self._pump_turn is not None:
+            self._pump_turn.cancel()
+            self._pump_turn = None
+        closed = self._connection.close()
+        for publication in unfinished:
+            publication.fail(
+                Disconnected("the client was disconnected before the broker confirmed the message")
+            )
+        return closed
+
+    # What a protocol adds
+
+    @abstractmethod
+    def prepare(self, link: L) -> Deferred[None]:
+        """As `twistedcelery.transports.connection.ConnectionUser.prepare`."""
+
+    @abstractmethod
+    def _has_link(self) -> bool:
+        """Whether the present link, if there is one, can still send."""
+
+    @abstractmethod
+    def _let_go(self) -> None:
+        """Forget the link, which is lost."""
+
+    @abstractmethod
+    def _dispatch(self, publication: Publication) -> None:
+        """Send a message, or keep it in ``_preparing`` until it can be sent; one that was sent is
+        ``_unconfirmed``.
+        """
+
+    # The connection's user
+
+    def connection_up(self) -> None:
+        """Send what waits."""
+        self._reason = None
+        self._pump()
+
+    def connection_lost(self, reason: BrokerUnavailable) -> None:
+        """Settle, or keep for the next link, what the lost one leaves."""
+        self._reason = reason
+        self._let_go()
+        sent = [publication for publication in self._unconfirmed.values() if not publication.settled]
+        self._unconfirmed.clear()
+        again = [publication for publication in sent if publication.message.resend]
+        self._wait_first([*again, *self._preparing])
+        self._preparing.clear()
+        for publication in sent:
+            if not publication.message.resend:
+                publication.fail(publication.unconfirmed(str(reason)))
+        if isinstance(reason, BrokerAccessRefused):
+            # Waiting does not help: somebody has to change the password or the permissions.
+            refused = list(self._waiting)
+            self._waiting.clear()
+            for publication in refused:
+                publication.fail(
+                    publication.unconfirmed(str(reason))
+                    if publication.sent
+                    else BrokerAccessRefused(str(reason))
+                )
+
+    # The queue
+
+    def _has_room(self) -> bool:
+        return (
+            self._has_link()
+            and self.connected
+            and len(self._unconfirmed) + len(self._preparing) < self._max_unconfirmed
+        )
+
+    def _pump(self) -> None:
+        """Send what waits, over as many reactor turns as it takes."""
+        if self._pump_turn is not None:
+            return
+        turn_ends = self._clock() + TURN_BUDGET
+        while self._waiting and self._has_room():
+            if self._clock() >= turn_ends:
+                self._pump_turn = self._reactor.callLater(0, self._pump_on)
+                return
+            publication, _ = self._waiting.popitem(last=False)
+            self._dispatch(publication)
+
+    def _pump_on(self) -> None:
+        self._pump_turn = None
+        self._pump()
+
+    def _wait_first(self, publications: Sequence[Publication]) -> None:
+        for publication in reversed(publications):
+            self._waiting[publication] = None
+            self._waiting.move_to_end(publication, last=False)
+
+    def _withdraw(self, publication: Publication) -> None:
+        self._waiting.pop(publication, None)
+        self._preparing.pop(publication, None)
+
+    def _expired(self, publication: Publication) -> None:
+        self._withdraw(publication)
+        if publication.sent:
+            publication.fail(publication.unconfirmed("the confirmation did not come in time"))
+            return
+        why = self._reason or "it is connected, but takes no messages"
+        publication.fail(BrokerUnavailable(f"{publication} was not sent: {why}"))
