@@ -46,7 +46,6 @@ class Parts:
 
     :param url: the broker as the client sees it; it can be taken away
     :param direct: the same broker as workers see it
-    :param native: whether the client's own implementation is used, not the threads
     """
 
     #: Whether each state reaches the client, or only the latest when it looks.
@@ -55,13 +54,18 @@ class Parts:
     notices_absence = True
     #: Whether the result backend stores results with ``result_serializer``.
     uses_serializer = True
-    #: Whether the broker reports on messages, queues and exchanges as AMQP does.
-    is_amqp = False
+    #: Whether the client's own implementation is used, not the threads.
+    native = False
+    #: Whether the broker refuses a queue that exists with other arguments.
+    compares_declarations = False
+    #: Whether results come through a queue of the client's.
+    has_reply_queue = False
+    #: Whether nothing is told of a task any more that was forgotten.
+    forgets = True
     #: Whether the broker asks for a password.
     has_passwords = True
 
-    def __init__(self, url: str, backend: str, *, direct=None, direct_backend=None, native=False, **config):
-        self.native = native
+    def __init__(self, url: str, backend: str, *, direct=None, direct_backend=None, **config):
         self.config = config
         self.url, self.backend = url, backend
         self.direct, self.direct_backend = direct or url, direct_backend or backend
@@ -199,10 +203,10 @@ class SqlParts(FilesystemParts):
 class NetworkParts(Parts):
     """A server on the network, seen through a `Relay`."""
 
-    def __init__(self, url, backend, port, **options):
+    def __init__(self, url, backend, port):
         self._relay = Relay(port)
         relayed = [text.replace(f":{port}/", f":{self._relay.port}/") for text in (url, backend)]
-        super().__init__(*relayed, direct=url, direct_backend=backend, **options)
+        super().__init__(*relayed, direct=url, direct_backend=backend)
 
     def take_away(self):
         self._relay.down()
@@ -215,13 +219,27 @@ class NetworkParts(Parts):
         self._relay.down()
 
 
+class RedisParts(NetworkParts):
+    """Redis as broker and as result backend."""
+
+    def __init__(self, server):
+        super().__init__(server.url(0), server.url(1), server.port)
+
+
+class NativeRedisParts(RedisParts):
+    """The same, by the client's own implementation."""
+
+    native = True
+
+
 class AmqpParts(NetworkParts):
     """RabbitMQ with ``rpc://``."""
 
-    is_amqp = True
+    compares_declarations = True
+    has_reply_queue = True
 
-    def __init__(self, broker_url, port, **options):
-        super().__init__(broker_url, "rpc://", port, **options)
+    def __init__(self, broker_url, port):
+        super().__init__(broker_url, "rpc://", port)
 
     def store_raw(self, source, task_id, text):
         with self.consumer() as connection, connection.channel() as channel:
@@ -237,28 +255,32 @@ class AmqpParts(NetworkParts):
             )
 
 
+class NativeAmqpParts(AmqpParts):
+    """The same, by the client's own implementation."""
+
+    native = True
+    # One queue has the replies of all tasks; the receiver drops what nobody waits for.
+    forgets = False
+
+
+IMPLEMENTATIONS: dict[str, type[Parts]] = {
+    "filesystem, file": FilesystemParts,
+    "filesystem, sqlite": SqlParts,
+    "redis, threads": RedisParts,
+    "redis, native": NativeRedisParts,
+    "amqp, threads": AmqpParts,
+    "amqp, native": NativeAmqpParts,
+}
+
+
 def make_parts(name: str, request, tmp_path) -> Parts:
     """The parts of an implementation; servers are those of the run's fixtures."""
-    if name == "filesystem, file":
-        return FilesystemParts(tmp_path)
-    if name == "filesystem, sqlite":
-        return SqlParts(tmp_path)
-    if name.startswith("redis"):
-        server = request.getfixturevalue("redis_server")
-        return NetworkParts(server.url(0), server.url(1), server.port, native=name == "redis, native")
-    broker_url = request.getfixturevalue("broker_url")
-    port = request.getfixturevalue("rabbitmq").port
-    return AmqpParts(broker_url, port, native=name == "amqp, native")
-
-
-IMPLEMENTATIONS = (
-    "filesystem, file",
-    "filesystem, sqlite",
-    "redis, threads",
-    "redis, native",
-    "amqp, threads",
-    "amqp, native",
-)
+    kind: Any = IMPLEMENTATIONS[name]
+    if issubclass(kind, FilesystemParts):
+        return kind(tmp_path)
+    if issubclass(kind, RedisParts):
+        return kind(request.getfixturevalue("redis_server"))
+    return kind(request.getfixturevalue("broker_url"), request.getfixturevalue("rabbitmq").port)
 
 
 def message(queue: str, number: int = 0, **changes: Any) -> OutgoingMessage:

@@ -96,11 +96,10 @@ class TestPublishing:
         await outcomes[1]
         assert parts.take(queue)[0].headers["number"] == 1
 
+    @pytest.mark.needs("compares_declarations")
     @pytest_twisted.ensureDeferred
     async def test_a_refused_declaration_fails_its_message_alone(self, parts, queue):
         """A queue that exists with other arguments fails the message that needs it, and no other."""
-        if not parts.is_amqp:
-            pytest.skip("only AMQP brokers compare declarations")
         with parts.consumer() as connection:
             kombu.Queue(queue, durable=True)(connection.channel()).declare()
         publisher, _ = parts.open()
@@ -157,11 +156,10 @@ class TestPublishing:
         assert parts.take(queue)[0].headers["number"] == 2
         assert parts.is_empty(queue)
 
+    @pytest.mark.needs("has_passwords")
     @pytest_twisted.ensureDeferred
     async def test_refused_credentials_fail_at_once(self, parts, queue):
         """A wrong password fails all waiting messages without waiting, and is not in the error's text."""
-        if not parts.has_passwords:
-            pytest.skip("files have no passwords")
         scheme, _, rest = parts.url.partition("://")
         app = parts.app(f"{scheme}://guest:wr0ng-secret@{rest.rpartition('@')[2]}")
         publisher, _ = parts.open(publish_timeout=30, app=app)
@@ -173,11 +171,10 @@ class TestPublishing:
             assert "wr0ng-secret" not in str(caught.value)
         assert reactor.seconds() - started < 5
 
+    @pytest.mark.needs("has_passwords")
     @pytest_twisted.ensureDeferred
     async def test_unreachable_brokers_passwords_stay_secret(self, parts, queue):
         """The error for a broker that is not there tells the reason, but no password."""
-        if not parts.has_passwords:
-            pytest.skip("files have no passwords")
         scheme = parts.url.partition("://")[0]
         app = parts.app(f"{scheme}://guest:t0p-secret@127.0.0.1:{free_port()}/1")
         publisher, _ = parts.open(publish_timeout=0.5, app=app)
@@ -238,6 +235,7 @@ class TestResults:
         await eventually(lambda: {one[0] for one in receiver.states} == set(task_ids))
         assert {one[0]: one[2] for one in receiver.states} == {t: n for n, t in enumerate(task_ids)}
 
+    @pytest.mark.needs("forgets")
     @pytest_twisted.ensureDeferred
     async def test_a_forgotten_task_is_not_told(self, parts, eventually):
         """After ``forget`` nothing of a task is told; unknown ids may be forgotten."""
@@ -247,18 +245,15 @@ class TestResults:
         await watch(source, kept)
         source.forget(forgotten)
         source.forget(new_id())
-        if parts.is_amqp and parts.native:
-            pytest.skip("one queue has the replies of all tasks; the receiver drops what nobody waits for")
         parts.store(source, forgotten, 1)
         parts.store(source, kept, 2)
         await eventually(lambda: receiver.of(kept))
         assert receiver.of(forgotten) == []
 
+    @pytest.mark.needs("uses_serializer")
     @pytest_twisted.ensureDeferred
     async def test_odd_replies_disturb_no_other(self, parts, eventually):
         """No JSON, a meta without a status, one for an unknown task, and two finals: others get theirs."""
-        if not parts.uses_serializer:
-            pytest.skip("this Celery pickles whatever is stored")
         receiver = Receiver()
         broken, incomplete, twice, fine = (new_id() for _ in range(4))
         _, source = parts.open(receiver)
@@ -281,11 +276,10 @@ class TestResults:
         assert isinstance(dict(receiver.failures)[broken], ReplyUndecodable)
         assert not {twice, fine} & set(dict(receiver.failures))
 
+    @pytest.mark.needs("uses_serializer")
     @pytest_twisted.ensureDeferred
     async def test_a_content_type_that_is_not_accepted_is_refused(self, parts, eventually):
         """``result_accept_content`` is enforced before anything is decoded."""
-        if not parts.uses_serializer:
-            pytest.skip("this Celery pickles whatever is configured")
         receiver, task_id = Receiver(), new_id()
         config = {"result_serializer": "pickle"}
         _, source = parts.open(receiver, app=parts.app(result_accept_content=["json"], **config))
@@ -296,11 +290,10 @@ class TestResults:
         assert [(one, type(error)) for one, error in receiver.failures] == [(task_id, ReplyNotAccepted)]
         assert receiver.states == []
 
+    @pytest.mark.needs("notices_absence")
     @pytest_twisted.ensureDeferred
     async def test_results_are_found_after_the_network_was_gone(self, parts, eventually):
         """What is stored while the client is cut off is told when it is back, and so is what follows."""
-        if not parts.notices_absence:
-            pytest.skip("where there is no folder there are no results yet")
         receiver, missed, later = Receiver(), new_id(), new_id()
         _, source = parts.open(receiver)
         await watch(source, missed)
@@ -362,11 +355,10 @@ class TestClosing:
         await task.deferLater(reactor, 0)
         assert parts.is_empty(queue)
 
+    @pytest.mark.needs("has_reply_queue")
     @pytest_twisted.ensureDeferred
     async def test_the_reply_queue_goes(self, parts):
         """A reply queue is the client's own, and is deleted when it closes."""
-        if not parts.is_amqp:
-            pytest.skip("there is no reply queue")
         _, source = parts.open()
         _, other = parts.open()
         assert source.reply_to != other.reply_to
