@@ -27,6 +27,7 @@ from twistedcelery.wamp.errors import CallErrors
 from twistedcelery.wamp.exposed import exposed_tasks, load_application
 from twistedcelery.wamp.in_flight import InFlight
 from twistedcelery.wamp.leadership import Leadership, ProvidingSession
+from twistedcelery.wamp.task_ids import TaskIds
 from twistedcelery.wamp.topics import EventPublisher, PublishingSession
 from twistedcelery.wamp.triggers import SubscribingSession, Triggers, check_triggers
 from twistedcelery.wamp.uris import Uris
@@ -64,6 +65,7 @@ class Bridge:
     :param reactor: for the time, and for the end of the process
     :param client: makes the calls; the bridge disconnects it when it stops
     :param wall_clock: seconds since the epoch, for the events
+    :param realm: where the sessions are
     :raise ConfigurationError: where a trigger does not fit the application
     :ivar procedures: what answers each procedure, by its URI
     """
@@ -75,6 +77,8 @@ class Bridge:
         reactor: Any,
         client: TwistedCelery,
         wall_clock: Callable[[], float] = time.time,
+        *,
+        realm: str,
     ) -> None:
         self.config = config
         self.uris = Uris(config.prefix)
@@ -83,16 +87,15 @@ class Bridge:
         self._client = client
         self._session: WampSession | None = None
         self._events = EventPublisher(config, self.uris)
-        context = Context(config, reactor, wall_clock, self.errors, self._events)
+        ids = TaskIds(realm, config.prefix)
+        context = Context(config, reactor, wall_clock, self.errors, self._events, ids)
         self._in_flight = InFlight(client, context)
         self._tasks = exposed_tasks(app, config, self.uris)
         calls = TaskCalls(context, self._in_flight, self._is_gone)
         triggers = Triggers(context, self._tasks, self._in_flight, self.uris)
-        self._leadership: Leadership[WampSession] | None = None
-        if config.triggers:
-            self._leadership = Leadership(
-                self.uris.admin("leader"), describe_process, reactor, triggers.start
-            )
+        self._leadership: Leadership[WampSession] = Leadership(
+            self.uris.admin("leader"), describe_process, reactor, triggers.start, lambda: None
+        )
         api = CallerApi(client, context, self._tasks, self._in_flight)
         self.procedures: Mapping[str, Handler] = {
             **{task.uri: calls.handler(task) for task in self._tasks.values() if task.uri is not None},
@@ -110,21 +113,18 @@ class Bridge:
         """A session has joined the realm and has registered the procedures."""
         self._session = session
         self._events.attach(session)
-        if self._leadership is not None:
-            self._leadership.attach(session)
+        self._leadership.attach(session)
 
     def detach(self, session: WampSession) -> None:
         """A session is gone. The calls in flight go on."""
         self._events.detach(session)
-        if self._leadership is not None:
-            self._leadership.detach(session)
+        self._leadership.detach(session)
         if self._session is session:
             self._session = None
 
     def withdraw(self, session: WampSession) -> None:
         """A session is about to leave: it is good for publishing still, and for nothing new."""
-        if self._leadership is not None:
-            self._leadership.detach(session)
+        self._leadership.detach(session)
 
     def stop(self) -> Deferred[None]:
         """Let the session leave, then disconnect from the broker; a later session gets a new bridge.
@@ -191,7 +191,7 @@ def bridge_for(realm: str, extra: Mapping[str, Any] | None, reactor: Any) -> Bri
             terminate=config.terminate,
             disconnect_at_shutdown=False,
         )
-        bridge = _bridges[key] = Bridge(config, app, reactor, client)
+        bridge = _bridges[key] = Bridge(config, app, reactor, client, realm=realm)
         if IReactorCore.providedBy(reactor):
             reactor.addSystemEventTrigger("before", "shutdown", bridge.stop)
     return _bridges[key]

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
     from twistedcelery.wamp.config import Configuration
     from twistedcelery.wamp.errors import CallErrors
+    from twistedcelery.wamp.task_ids import TaskIds
     from twistedcelery.wamp.topics import EventPublisher
 
 __all__ = ["Context"]
@@ -23,6 +24,7 @@ class Context:
     :ivar wall_clock: seconds since the epoch, for events
     :ivar errors: makes what callers see
     :ivar events: publishes what happens
+    :ivar ids: makes the ids of the bridge's tasks
     """
 
     config: Configuration
@@ -30,3 +32,4 @@ class Context:
     wall_clock: Callable[[], float]
     errors: CallErrors
     events: EventPublisher
+    ids: TaskIds

@@ -108,7 +108,10 @@ class InFlight:
         headers = {**(options.get("headers") or {}), **caller.headers()}
         if headers:
             options = {**options, "headers": headers}
-        call = self._client.send_task(task.name, args=list(args), kwargs=dict(kwargs), **options)
+        task_id = self._context.ids.new()
+        call = self._client.send_task(
+            task.name, args=list(args), kwargs=dict(kwargs), task_id=task_id, **options
+        )
         arguments = (
             {"args": list(args), "kwargs": dict(kwargs)} if self._context.config.publish_arguments else {}
         )

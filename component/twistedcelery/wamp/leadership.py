@@ -4,9 +4,10 @@ The bridges compete for one procedure, registered with the policy ``single``. Th
 session have it and takes it back when that session ends, however it ends; those who did not get it
 try again every `RETRY_INTERVAL`.
 
-Whatever the leader does must hang on the session that holds the procedure, as a subscription does.
-Then the router itself sees to it that no two bridges do it for the same event: it removes the one's
-subscriptions together with its procedure, and the next leader subscribes later than that.
+Whatever the leader does must hang on the session that holds the procedure, as a subscription does,
+and a publication over that session. Then the router itself sees to it that no two bridges do it for
+the same event: it removes the one's subscriptions together with its procedure, takes nothing more
+from it, and the next leader begins later than that.
 """
 
 from __future__ import annotations
@@ -51,21 +52,32 @@ class Leadership(Generic[S]):
 
     :param uri: the procedure; the leader answers it
     :param handler: with this
-    :param elected: called each time that this bridge becomes the leader, with the session that it leads on.
-        The end of that session is the end of its leadership
+    :param elected: called each time that this bridge becomes the leader, with the session that it leads on
+    :param deposed: called each time that it stops leading: before it gives the procedure back, or when
+        the session that held it is gone
     """
 
-    def __init__(self, uri: str, handler: Handler, clock: Clock, elected: Callable[[S], None]) -> None:
+    def __init__(
+        self,
+        uri: str,
+        handler: Handler,
+        clock: Clock,
+        elected: Callable[[S], None],
+        deposed: Callable[[], None],
+    ) -> None:
         self._uri = uri
         self._handler = handler
         self._clock = clock
         self._elected = elected
+        self._deposed = deposed
+        self._leads = False
         self._session: S | None = None
         self._retry: Timer | None = None
         self._refused: str | None = None
 
     def attach(self, session: S) -> None:
         """Compete over this session from now on."""
+        self._step_down()
         self._session = session
         self._compete()
 
@@ -73,9 +85,15 @@ class Leadership(Generic[S]):
         """A session is gone. One that another has replaced already is ignored."""
         if self._session is session:
             self._session = None
-            if self._retry is not None:
-                self._retry.cancel()
-                self._retry = None
+            self._step_down()
+
+    def _step_down(self) -> None:
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+        if self._leads:
+            self._leads = False
+            self._deposed()
 
     def _compete(self) -> None:
         self._retry = None
@@ -88,6 +106,7 @@ class Leadership(Generic[S]):
     def _won(self, _: object, session: S) -> None:
         if self._session is session:
             self._refused = None
+            self._leads = True
             _log.info("this bridge leads: it has {uri}", uri=self._uri)
             self._elected(session)
 

@@ -49,7 +49,12 @@ class Setup:
         self.session = FakeSession()
         config = Configuration.parse({"app": "app", **extra})
         self.bridge = Bridge(
-            config, make_app(), self.clock, self.client, lambda: 1000.0 + self.clock.seconds()
+            config,
+            make_app(),
+            self.clock,
+            self.client,
+            lambda: 1000.0 + self.clock.seconds(),
+            realm="realm1",
         )
         self.open = OpenInvocations(self.bridge.errors, self.session)
         self.bridge.attach(self.session)

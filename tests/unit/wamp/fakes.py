@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import count
 from typing import Any
-from uuid import UUID
 
 from autobahn.wamp.exception import ApplicationError
 from autobahn.wamp.request import Registration
@@ -35,14 +33,15 @@ class FakeClient:
         self.connected = True
         #: Raised as the failure of the next call.
         self.refuse: Exception | None = None
-        self._ids = count(1)
 
     @property
     def in_flight(self) -> int:
         return sum(not call.called for call in self.calls)
 
-    def send_task(self, name: str, args: list[Any], kwargs: dict[str, Any], **options: Any) -> TaskDeferred:
-        call = TaskDeferred(str(UUID(int=next(self._ids))), name, self.cancelled.append, self._revoke)
+    def send_task(
+        self, name: str, args: list[Any], kwargs: dict[str, Any], task_id: str, **options: Any
+    ) -> TaskDeferred:
+        call = TaskDeferred(task_id, name, self.cancelled.append, self._revoke)
         self.sent.append((name, args, kwargs, options))
         self.calls.append(call)
         if self.refuse is not None:

@@ -20,6 +20,7 @@ from twistedcelery import (
     ReplyUndecodable,
     Unroutable,
 )
+from twistedcelery.wamp.task_ids import TaskIds
 
 
 def test_a_call_becomes_a_task(setup):
@@ -294,6 +295,15 @@ def test_the_end_of_the_process_does_not_wait_for_ever(setup):
     assert stopped == []
     one.clock.advance(0.2)
     assert stopped == [None]
+
+
+def test_the_ids_of_tasks(setup):
+    """Every task that a bridge sends has an id that other bridges know for a bridge's."""
+    one = setup()
+    one.call("app.add", 1, 2)
+    one.call("celery_api.submit", "white space")
+    ids = TaskIds("realm1", "celery")
+    assert [ids.made(call.task_id) for call in one.client.calls] == [True, True]
 
 
 def test_the_limit_of_one_caller(setup):

@@ -26,8 +26,14 @@ class Competitor:
     def __init__(self) -> None:
         self.clock, self.session = Clock(), FakeSession()
         self.elected: list[FakeSession] = []
-        self.leadership = Leadership(URI, lambda _: None, self.clock, self.elected.append)
+        self.deposed = 0
+        self.leadership = Leadership(
+            URI, lambda _: None, self.clock, self.elected.append, self._count_deposed
+        )
         self.leadership.attach(self.session)
+
+    def _count_deposed(self) -> None:
+        self.deposed += 1
 
 
 def test_the_first_leads():
@@ -79,6 +85,24 @@ def test_a_session_that_ends():
     assert waiting.elected == [again]
 
 
+def test_the_end_of_a_reign():
+    """A leader is told once that it leads no more: when its session ends, or another takes its place."""
+    one = Competitor()
+    one.session.requests.pop()[2].callback(None)
+    assert one.deposed == 0
+    one.leadership.detach(one.session)
+    one.leadership.detach(one.session)
+    assert one.deposed == 1
+    replaced = Competitor()
+    replaced.session.requests.pop()[2].callback(None)
+    replaced.leadership.attach(FakeSession())
+    replaced.leadership.detach(replaced.session)
+    assert replaced.deposed == 1
+    waiting = Competitor()
+    waiting.leadership.detach(waiting.session)
+    assert waiting.deposed == 0
+
+
 def event(topic: str, publisher: int | None = 9) -> EventDetails:
     return EventDetails(Subscription(None, 1, None, topic), 2, publisher, "joe", "user", topic)
 
@@ -106,11 +130,6 @@ def test_only_the_leader_subscribes(setup):
     one = setup(triggers=[{"topic": "com.x", "task": "app.add"}])
     one.session.refuse(ApplicationError.PROCEDURE_ALREADY_EXISTS)
     assert one.session.listeners == {}
-
-
-def test_without_triggers_nobody_leads(setup):
-    """A bridge without triggers needs no permission for what they need."""
-    assert setup().session.requests == []
 
 
 def test_the_bridges_own_topics_trigger_nothing(setup):

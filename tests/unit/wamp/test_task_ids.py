@@ -1,0 +1,50 @@
+"""The ids by which bridges know each other's tasks."""
+
+from __future__ import annotations
+
+import uuid
+
+from celery.utils import uuid as celery_uuid
+from hypothesis import given
+from hypothesis import strategies as st
+
+from twistedcelery.wamp.task_ids import TaskIds
+
+IDS = TaskIds("realm1", "celery")
+
+
+def test_an_id_is_a_uuid_of_version_8():
+    """It is written as Celery's are, and no two are the same."""
+    ids = [IDS.new() for _ in range(1000)]
+    assert len(set(ids)) == 1000
+    for task_id in ids:
+        parsed = uuid.UUID(task_id)
+        assert (str(parsed), parsed.version, parsed.variant) == (task_id, 8, uuid.RFC_4122)
+
+
+def test_bridges_know_their_ids():
+    """Bridges of the same realm and prefix recognise an id, with and without dashes; others do not."""
+    for _ in range(100):
+        task_id = IDS.new()
+        assert TaskIds("realm1", "celery").made(task_id)
+        assert IDS.made(uuid.UUID(task_id).hex)
+        assert not TaskIds("realm1", "other").made(task_id)
+        assert not TaskIds("realm2", "celery").made(task_id)
+        assert not TaskIds("realm", "1celery").made(task_id)
+
+
+def test_celerys_ids_are_nobodys():
+    """An id that Celery has made is never taken for a bridge's."""
+    assert not any(IDS.made(celery_uuid()) for _ in range(1000))
+
+
+@given(st.text() | st.uuids().map(str))
+def test_what_is_no_such_id(text):
+    """Whatever somebody uses as a task id is looked at without an error."""
+    assert not IDS.made(text)
+
+
+def test_every_bit_counts():
+    """An id that differs in a single bit is none."""
+    task_id = uuid.UUID(IDS.new())
+    assert not any(IDS.made(str(uuid.UUID(int=task_id.int ^ 1 << bit))) for bit in range(128))
