@@ -44,7 +44,8 @@ REVOKE_TIMEOUT = 1.0
 class TwistedCelery(CanvasMethods):
     """Calls the tasks of a Celery application without blocking the reactor.
 
-    It connects by itself at the first call. Every method is to be called on the reactor's thread.
+    It reads the application's settings here and connects by itself at the first call. Every method
+    is to be called on the reactor's thread.
     The application stays as it was: other threads may go on using it in Celery's own, blocking way.
 
     :param app: a configured `celery.Celery`
@@ -89,6 +90,12 @@ class TwistedCelery(CanvasMethods):
         self._disconnected = False
         self._disconnect_waiters: list[Deferred[None]] = []
         self._shutdown_trigger: Any = None
+        try:
+            # Imports alone take some 50 ms, which the first call should not cost.
+            self._prepare()
+        except TwistedCeleryError:
+            # Each call tries again and is told: making the client is not where somebody waits for an answer.
+            pass
 
     @property
     def connected(self) -> bool:
@@ -231,37 +238,40 @@ class TwistedCelery(CanvasMethods):
     def _connect(self) -> Outbox:
         if self._disconnecting:
             raise Disconnected("this TwistedCelery was disconnected; make a new one")
-        if self._outbox is None:
-            try:
-                publisher, results = choose(
-                    self.app,
-                    self._reactor,
-                    self._pending,
-                    publish_timeout=self._publish_timeout,
-                    transport=self._transport,
-                )
-                encoder = Encoder(self.app, results.reply_to)
-                store = choose_store(self.app, self._reactor)
-                self._wires = Wires(self.app, encoder, publisher, results, store)
-                self._outbox = Outbox(
-                    encoder,
-                    publisher,
-                    results,
-                    self._pending,
-                    self._pacer,
-                    self._reactor,
-                    publish_timeout=self._publish_timeout,
-                    revoke=self._revoke_cancelled,
-                )
-            except TwistedCeleryError:
-                raise
-            except Exception as error:
-                # Celery reads its settings, and kombu the URLs, only now; each raises what it likes.
-                raise ConfigurationError(f"the Celery application cannot be used: {error}") from error
-            if self._disconnects_at_shutdown and IReactorCore.providedBy(self._reactor):
-                self._shutdown_trigger = self._reactor.addSystemEventTrigger(
-                    "before", "shutdown", self._disconnect_at_shutdown
-                )
+        return self._outbox or self._prepare()
+
+    def _prepare(self) -> Outbox:
+        """Import and make what sends and receives; it connects when it is used."""
+        try:
+            publisher, results = choose(
+                self.app,
+                self._reactor,
+                self._pending,
+                publish_timeout=self._publish_timeout,
+                transport=self._transport,
+            )
+            encoder = Encoder(self.app, results.reply_to)
+            store = choose_store(self.app, self._reactor)
+            self._wires = Wires(self.app, encoder, publisher, results, store)
+            self._outbox = Outbox(
+                encoder,
+                publisher,
+                results,
+                self._pending,
+                self._pacer,
+                self._reactor,
+                publish_timeout=self._publish_timeout,
+                revoke=self._revoke_cancelled,
+            )
+        except TwistedCeleryError:
+            raise
+        except Exception as error:
+            # Celery reads its settings, and kombu the URLs, only now; each raises what it likes.
+            raise ConfigurationError(f"the Celery application cannot be used: {error}") from error
+        if self._disconnects_at_shutdown and IReactorCore.providedBy(self._reactor):
+            self._shutdown_trigger = self._reactor.addSystemEventTrigger(
+                "before", "shutdown", self._disconnect_at_shutdown
+            )
         return self._outbox
 
     def _wired(self) -> Wires:

@@ -104,11 +104,11 @@ def test_a_call_goes_out_and_its_result_comes_back(transport):
     assert transport.results.watched == []
 
 
-def test_nothing_is_connected_before_the_first_call(transport):
-    """Making a client chooses no transport, and one transport serves all calls."""
+def test_one_transport_serves_all_calls(transport):
+    """Making a client prepares its transport, which is used from the first call on."""
     tx_app = transport.client()
-    assert transport.chosen == 0
-    assert not tx_app.connected
+    assert transport.chosen == 1
+    assert transport.publisher.publications == []
     tx_app.send_task("tasks.add")
     tx_app.send_task("tasks.add")
     assert transport.chosen == 1
@@ -560,9 +560,9 @@ def test_disconnect_ends_every_call(transport):
 
 
 def test_disconnect_before_anything_was_sent(transport):
-    """There is nothing to close, and nothing is opened for it."""
+    """It ends at once, and no second transport is made for it."""
     assert outcomes_of(transport.client().disconnect()) == [None]
-    assert transport.chosen == 0
+    assert transport.chosen == 1
 
 
 def test_everyone_who_disconnects_waits_for_the_end(transport):
@@ -604,7 +604,8 @@ def test_a_disconnected_client_sends_no_more(transport):
     revoked = outcomes_of(tx_app.revoke("id"))
     transport.turn()
     assert type(revoked[0]) is Disconnected
-    assert transport.chosen == 0
+    assert transport.chosen == 1
+    assert transport.publisher.publications == []
 
 
 def test_sending_inside_the_callback_of_a_call_that_disconnect_ends(transport):

@@ -1,8 +1,7 @@
-"""Calls while the broker goes away, refuses, or says nothing."""
+"""Calls while the broker goes away. One that was never there is in ``tests/real/test_unreachable.py``."""
 
 from __future__ import annotations
 
-import socket
 import time
 
 import pytest
@@ -102,43 +101,6 @@ async def test_retry_true_sends_again_under_the_same_id(rabbitmq_node, worker):
         await not_allowed
     await deferToThread(rabbitmq_node.start)
     assert (await allowed)["id"] == allowed.task_id
-    await tx_app.disconnect()
-
-
-@pytest_twisted.ensureDeferred
-async def test_a_broker_that_refuses_connections():
-    """Calls fail inside their time limit with ``BrokerUnavailable``, and the reactor goes on."""
-    tx_app = TwistedCelery(create_app(f"amqp://127.0.0.1:{free_port()}//", "rpc://"), publish_timeout=1)
-    await fail_while_the_reactor_runs(tx_app)
-
-
-@pytest_twisted.ensureDeferred
-async def test_a_broker_that_accepts_and_never_answers():
-    """As one that refuses: the handshake is bounded in time."""
-    with socket.create_server(("127.0.0.1", 0), backlog=50) as silent:
-        url = f"amqp://127.0.0.1:{silent.getsockname()[1]}//"
-        tx_app = TwistedCelery(create_app(url, "rpc://", broker_connection_timeout=0.5), publish_timeout=1)
-        await fail_while_the_reactor_runs(tx_app)
-
-
-async def fail_while_the_reactor_runs(tx_app):
-    late, last = 0.0, time.perf_counter()
-
-    def tick():
-        nonlocal late, last
-        now = time.perf_counter()
-        late, last = max(late, now - last - 0.005), now
-
-    loop = task.LoopingCall(tick)
-    loop.start(0.005)
-    started = time.perf_counter()
-    ended = await outcomes([tx_app.send_task("taskapp.add", args=(1, 2)) for _ in range(100)])
-    loop.stop()
-    assert {type(error) for error in ended} == {twistedcelery.BrokerUnavailable}
-    assert "127.0.0.1" in str(ended[0])
-    assert time.perf_counter() - started < 5
-    # Celery's own client stops its thread for seconds here.
-    assert late < 0.5
     await tx_app.disconnect()
 
 

@@ -171,7 +171,7 @@ def test_closing_fails_whoever_waits(setup, store):
 
 
 def test_a_cancelled_wait_is_left_alone(setup, store):
-    """Whoever cancels waiting for a task and forgets it is not called again."""
+    """Whoever cancels waiting for a task is told what it waited for, and once it is forgotten no more."""
     store.failure = OSError("down")
     one = setup()
     placed = one.results.watch("a")
@@ -180,5 +180,6 @@ def test_a_cancelled_wait_is_left_alone(setup, store):
     placed.cancel()
     one.results.forget("a")
     one.reactor.advance(31)
-    assert len(outcome) == 1
+    (failure,) = outcome
+    assert isinstance(failure.value, ResultBackendUnavailable)
     assert not one.receiver.failures

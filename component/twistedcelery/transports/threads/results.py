@@ -110,7 +110,7 @@ class ThreadedResults:
             self._watchdog = self._reactor.callLater(self._give_up_after, self._check_silence)
         if self._keeps_states and self.connected:
             return None
-        placed: Deferred[None] = Deferred()
+        placed: Deferred[None] = Deferred(self._given_up)
         waiting.append(placed)
         return placed
 
@@ -183,6 +183,9 @@ class ThreadedResults:
         self._fetcher.close()
 
     # Silence
+
+    def _given_up(self, placed: Deferred[None]) -> None:
+        placed.errback(ResultBackendUnavailable(f"the result backend does not answer: {self._trouble}"))
 
     def _check_silence(self) -> None:
         self._watchdog = None

@@ -1,0 +1,75 @@
+"""Brokers and result backends that refuse, or accept and never answer: the reactor does not notice."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.ports import free_port
+from tests.support.process import ROOT, SOURCES
+
+#: Seconds that a 5 ms loop may be late while 100 calls are made and fail.
+_LATE = 0.020
+
+#: Seconds that a broker may take for a message.
+_TIMEOUT = 0.5
+
+
+@pytest.fixture(params=["refuses", "is silent"])
+def port(request: pytest.FixtureRequest) -> Iterator[int]:
+    """A port where nobody listens, or where somebody accepts and says nothing."""
+    if request.param == "refuses":
+        yield free_port()
+        return
+    with socket.create_server(("127.0.0.1", 0), backlog=50) as silent:
+        yield silent.getsockname()[1]
+
+
+_AMQP = ("amqp://127.0.0.1:{}//", "rpc://")
+_REDIS = ("redis://127.0.0.1:{}/0", "redis://127.0.0.1:{}/0")
+
+
+@pytest.mark.parametrize(
+    ("broker", "backend", "options", "error"),
+    [
+        (*_AMQP, [], "BrokerUnavailable"),
+        (*_AMQP, ["--signatures"], "BrokerUnavailable"),
+        ("amqps://127.0.0.1:{}//", "rpc://", [], "BrokerUnavailable"),
+        (*_AMQP, ["--transport=threads"], "ResultBackendUnavailable"),
+        (*_REDIS, [], "ResultBackendUnavailable"),
+        (*_REDIS, ["--signatures"], "ResultBackendUnavailable"),
+        (*_REDIS, ["--transport=threads"], "ResultBackendUnavailable"),
+        ("redis://127.0.0.1:{}/0", "cache+memory://", [], "BrokerUnavailable"),
+    ],
+    ids=[
+        "amqp", "signatures over amqp", "amqps", "amqp in threads",
+        "redis", "signatures over redis", "redis in threads", "redis without results",
+    ],
+)  # fmt: skip  # a name above its case
+def test_the_first_100_calls_fail_in_time_and_hold_up_nothing(port, broker, backend, options, error):
+    """Each fails with a named error within its time, and a 5 ms loop is never more than 20 ms late.
+
+    It is a new process: whatever is imported or made for the first call counts.
+    """
+    program = [sys.executable, "-m", "tests.support.firstcalls"]
+    finished = subprocess.run(
+        [*program, broker.format(port), backend.format(port), f"--timeout={_TIMEOUT}", *options],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(SOURCES)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr
+    told = json.loads(finished.stdout)
+    assert told["failed"] == 100
+    assert {text.partition(":")[0] for text in told["errors"]} == {error}
+    assert told["longest"] < _TIMEOUT + 1
+    assert told["worst"] <= _LATE
