@@ -24,15 +24,22 @@ from autobahn.twisted.wamp import ApplicationSession
 from autobahn.twisted.websocket import WampWebSocketClientFactory
 from autobahn.wamp.exception import ApplicationError
 from autobahn.wamp.types import Challenge, CloseDetails, ComponentConfig, PublishOptions, SubscribeOptions
+from celery import Celery
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint
+from twisted.internet.task import Clock
 from twisted.internet.threads import deferToThread
 
 from tests.support.debian import require
 from tests.support.node import CrossbarNode
 from tests.support.ports import free_port
 from tests.support.process import ROOT, python_program
+from twistedcelery import TwistedCelery
 from twistedcelery.demo.checkout import node_config, secret_variables
+from twistedcelery.wamp.bridge import Bridge
+from twistedcelery.wamp.config import Configuration
+from twistedcelery.wamp.exposed import load_application
+from twistedcelery.wamp.worker_commands import worker_commands
 
 #: Who signs requests to ``/call``.
 KEY = "twistedcelery"
@@ -134,7 +141,7 @@ URIS = {
     ],
     "celery_task": ["celery_task.0a1b"],
     "celery_admin": [
-        *(f"celery_admin.{name}" for name in ("leader", "ping", "shutdown")),
+        *(f"celery_admin.{name}" for name in ("leader", "commands", *worker_commands(Celery()))),
         *(f"celery_admin.worker.{event}" for event in ("online", "heartbeat", "offline")),
     ],
     "wamp.session.get": ["wamp.session.get"],
@@ -273,6 +280,20 @@ async def test_every_role_with_every_uri(node: CrossbarNode, role: str) -> None:
                             raise
                     seen[uri].add(action)
     assert seen == expected
+
+
+def test_every_procedure_is_in_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bridge of the shipped node registers nothing that the matrix does not have, or has elsewhere."""
+    monkeypatch.syspath_prepend(ROOT / "demo")
+    app = load_application("my_app")
+    # Other tests of the same process share tasks with every application.
+    config = Configuration.parse({"app": "my_app", "include": ["my_app.*"]})
+    bridge = Bridge(config, app, Clock(), TwistedCelery(app, Clock()), realm="realm1")
+    listed = {uri: space for space, uris in URIS.items() for uri in uris}
+    assert {uri: listed.get(uri) for uri in bridge.procedures} == {
+        uri: uri.partition(".")[0] for uri in bridge.procedures
+    }
+    assert len(bridge.procedures) > len(URIS["celery_api"]) + 30
 
 
 @pytest.mark.parametrize("authid", ["bridge", "operator"])

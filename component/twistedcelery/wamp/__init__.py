@@ -4,6 +4,7 @@ A newcomer reads `session` first, then `bridge`, which wires the rest::
 
     session ─ bridge ─┬─ calls ─ in_flight ─ followed ─ topics
                       ├─ api                            values
+                      ├─ operator_api ─ worker_commands
                       └─ exposed   config   errors   uris
 """
 

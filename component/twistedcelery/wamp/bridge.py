@@ -27,6 +27,7 @@ from twistedcelery.wamp.errors import CallErrors
 from twistedcelery.wamp.exposed import exposed_tasks, load_application
 from twistedcelery.wamp.in_flight import InFlight
 from twistedcelery.wamp.leadership import Leadership, ProvidingSession
+from twistedcelery.wamp.operator_api import OperatorApi
 from twistedcelery.wamp.task_ids import TaskIds
 from twistedcelery.wamp.topics import EventPublisher, PublishingSession
 from twistedcelery.wamp.triggers import SubscribingSession, Triggers, check_triggers
@@ -97,9 +98,11 @@ class Bridge:
             self.uris.admin("leader"), describe_process, reactor, triggers.start, lambda: None
         )
         api = CallerApi(client, context, self._tasks, self._in_flight)
+        admin = OperatorApi(app, client, context, self.uris)
         self.procedures: Mapping[str, Handler] = {
             **{task.uri: calls.handler(task) for task in self._tasks.values() if task.uri is not None},
             **{self.uris.api(name): handler for name, handler in api.handlers().items()},
+            **{self.uris.admin(name): handler for name, handler in admin.handlers().items()},
         }
         for task in self._tasks.values():
             if task.uri is None:

@@ -101,17 +101,18 @@ class CallErrors:
             return self.make("worker_lost", "the worker died while it ran the task", **details)
         return self.make("task_failed", f"{described['exc_type']}: {described['exc_message']}", **details)
 
-    def not_delivered(self, failure: Failure, task_id: str) -> ApplicationError:
+    def not_delivered(self, failure: Failure, task_id: str | None = None) -> ApplicationError:
         """The library could not bring the call to its end; no worker is to blame.
 
         :param failure: one of the library's
         """
         error = failure.value
+        details = {} if task_id is None else {"task_id": task_id}
         for kind, name in _LIBRARY_ERRORS:
             if isinstance(error, kind):
-                return self.make(name, str(error) or _first_line(kind), task_id=task_id)
+                return self.make(name, str(error) or _first_line(kind), **details)
         # Not of the library's tree, so a defect somewhere: its text may hold anything.
-        return self.make("broker_unavailable", f"the call failed: {type(error).__name__}", task_id=task_id)
+        return self.make("broker_unavailable", f"the call failed: {type(error).__name__}", **details)
 
     def unencodable(self, error: Unencodable, task_id: str) -> ApplicationError:
         """The task ended well; what it returned cannot be sent."""

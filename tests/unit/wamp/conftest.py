@@ -64,7 +64,7 @@ class Setup:
     ) -> Deferred[Any]:
         """Call a procedure as Autobahn does: by the last part of its URI."""
         prefix = self.bridge.uris.prefix
-        uri = name if name.startswith(f"{prefix}_api.") else f"{prefix}.{name}"
+        uri = name if name.startswith((f"{prefix}_api.", f"{prefix}_admin.")) else f"{prefix}.{name}"
         endpoint = self.open.endpoint(self.bridge.procedures[uri])
         return endpoint(*args, details=call_details(progress, caller), keywords=keywords)
 

@@ -14,7 +14,39 @@ from twisted.python.failure import Failure
 
 from twistedcelery import TaskDeferred
 
-__all__ = ["FakeClient", "FakeSession", "call_details"]
+__all__ = ["FakeClient", "FakeControl", "FakeSession", "call_details"]
+
+
+class FakeControl:
+    """Remembers commands to workers; the test answers them.
+
+    :ivar sent: name, positional arguments, keywords, options of a query (``None``: it was a command), answer
+    """
+
+    def __init__(self) -> None:
+        self.sent: list[
+            tuple[str, tuple[Any, ...], dict[str, Any], dict[str, Any] | None, Deferred[Any]]
+        ] = []
+
+    def inspect(self, **options: Any) -> Any:
+        return _FakeMethods(self.sent, options)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(_FakeMethods(self.sent, None), name)
+
+
+class _FakeMethods:
+    def __init__(self, sent: list[Any], options: dict[str, Any] | None) -> None:
+        self._sent = sent
+        self._options = options
+
+    def __getattr__(self, name: str) -> Any:
+        def send(*args: Any, **kwargs: Any) -> Deferred[Any]:
+            answer: Deferred[Any] = Deferred()
+            self._sent.append((name, args, kwargs, self._options, answer))
+            return answer
+
+        return send
 
 
 class FakeClient:
@@ -31,6 +63,7 @@ class FakeClient:
         self.revoked: list[tuple[str, bool]] = []
         self.disconnected: Deferred[None] = Deferred()
         self.connected = True
+        self.control = FakeControl()
         #: Raised as the failure of the next call.
         self.refuse: Exception | None = None
 
