@@ -251,7 +251,9 @@ class TwistedCelery(CanvasMethods):
                 transport=self._transport,
             )
             encoder = Encoder(self.app, results.reply_to)
-            store = choose_store(self.app, self._reactor)
+            store = choose_store(
+                self.app, self._reactor, timeout=self._publish_timeout, transport=self._transport
+            )
             self._wires = Wires(self.app, encoder, publisher, results, store)
             self._outbox = Outbox(
                 encoder,

@@ -1,9 +1,10 @@
 """Code that was written to block, run without blocking.
 
 Celery's control client is plain code around one blocking step: it broadcasts a command, and works
-on what comes back. Here that step raises out of such code the first time. Once its outcome is
-known, the code is run again from its start, and the step returns the outcome. That takes code that
-does the same each time it is run, and changes nothing on its way.
+on what comes back; a result backend is such code around its client. Here that step raises out of
+such code the first time. Once its outcome is known, the code is run again from its start, and the
+step returns the outcome. That takes code that does the same each time it is run, and changes
+nothing on its way.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ class Site:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, backend: str = "rpc://", **config: Any) -> None:
         self.transport = FakeTransport(monkeypatch)
         self.store = Store() if backend != "rpc://" else None
-        monkeypatch.setattr("twistedcelery.client.choose_store", lambda _app, _reactor: self.store)
+        monkeypatch.setattr("twistedcelery.client.choose_store", lambda *_args, **_options: self.store)
         self.app = create_app("amqp://127.0.0.1:1//", backend, **config)
         self.tx_app: TwistedCelery = self.transport.client(self.app)
 

@@ -71,14 +71,20 @@ def choose_subscriber(app: Celery, reactor: Any, *, timeout: float, transport: s
     return ThreadedSubscriber(app, reactor)
 
 
-def choose_store(app: Celery, reactor: Any) -> ResultStore | None:
+def choose_store(app: Celery, reactor: Any, *, timeout: float, transport: str = "auto") -> ResultStore | None:
     """Make what answers questions about results; it does not connect before it is asked.
 
+    :param timeout: seconds to wait for an answer, where Celery's code does not decide it
+    :param transport: one of `TRANSPORTS`, which `choose` has checked
     :return: ``None`` where results are not kept: over ``rpc://``, and without a result backend
     """
     cls = backend_class(app)
     if issubclass(cls, DisabledBackend) or cls.__name__ == "RPCBackend":
         return None
+    if transport == "auto" and _keeps_in_redis(app):
+        from twistedcelery.transports import redis
+
+        return redis.make_store(app, reactor, timeout)
     from twistedcelery.transports.threads.store import ThreadedStore
 
     return ThreadedStore(app, reactor)
@@ -99,9 +105,7 @@ def _publisher(app: Celery, reactor: Any, publish_timeout: float, native: bool) 
 
 
 def _results(app: Celery, reactor: Any, receiver: ReplyReceiver, native: bool) -> ResultSource:
-    # An application may name a class instead of a URL.
-    backend = app.backend_cls or app.conf.result_backend
-    scheme = _scheme(backend) if isinstance(backend, str) else backend
+    scheme = _backend_scheme(app)
     if scheme is None or scheme == "disabled":
         from twistedcelery.transports.no_results import NoResults
 
@@ -110,13 +114,27 @@ def _results(app: Celery, reactor: Any, receiver: ReplyReceiver, native: bool) -
         from twistedcelery.transports import amqp
 
         return amqp.make_results(app, reactor, receiver)
-    if native and scheme in _REDIS and _can_redis(backend, app.conf.get("redis_backend_credential_provider")):
+    if native and _keeps_in_redis(app):
         from twistedcelery.transports import redis
 
         return redis.make_results(app, reactor, receiver)
     from twistedcelery.transports.threads.results import ThreadedResults
 
     return ThreadedResults(app, reactor, receiver)
+
+
+def _backend_scheme(app: Celery) -> Any:
+    """``redis`` and the like; ``None`` where there is no result backend."""
+    # An application may name a class instead of a URL.
+    backend = app.backend_cls or app.conf.result_backend
+    return _scheme(backend) if isinstance(backend, str) else backend
+
+
+def _keeps_in_redis(app: Celery) -> bool:
+    """Whether the result backend is a Redis that the native client can serve."""
+    backend = app.backend_cls or app.conf.result_backend
+    provider = app.conf.get("redis_backend_credential_provider")
+    return _backend_scheme(app) in _REDIS and _can_redis(backend, provider)
 
 
 def _is_amqp(app: Celery, url: Any) -> bool:

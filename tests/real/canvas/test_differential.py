@@ -83,14 +83,14 @@ async def test_rpc_with_protocol_1(worker, broker_url):
 
 
 @pytest_twisted.ensureDeferred
-async def test_redis_results(worker, broker_url, redis_server):
-    """Over RabbitMQ, with results in Redis."""
-    await compare(worker, PLAIN + KEPT, broker=broker_url, backend=redis_server.url(0))
+async def test_redis(worker, redis_server):
+    """With Redis as broker and for results, natively."""
+    await compare(worker, PLAIN + KEPT, broker=redis_server.url(0), backend=redis_server.url(1))
 
 
 @pytest_twisted.ensureDeferred
 async def test_redis_in_threads(worker, redis_server):
-    """With Redis as the broker too, and Celery's own code in threads."""
+    """With one database for both, and Celery's own code in threads."""
     url = redis_server.url(0)
     await compare(worker, PLAIN + KEPT, broker=url, backend=url, transport="threads")
 

@@ -21,7 +21,7 @@ def client(request, worker, broker_url, tmp_path):
     """``await client(backend)``: a client with a worker, disconnected after the test."""
     made = []
 
-    async def make(backend, **config):
+    async def make(backend, options=None, **config):
         if backend == "redis":
             url = request.getfixturevalue("redis_server").url(0)
         elif backend == "file":
@@ -29,9 +29,9 @@ def client(request, worker, broker_url, tmp_path):
             url = f"file://{tmp_path}/results"
         else:
             url = {"sqlite": f"db+sqlite:///{tmp_path}/results.db", "rpc": "rpc://"}[backend]
-        options = {"app": "tests.support.canvasapp", "pool": "threads", "concurrency": 2}
-        await deferToThread(worker, broker=broker_url, backend=url, config=config, **options)
-        made.append(TwistedCelery(create_app(broker_url, url, **config)))
+        running = {"app": "tests.support.canvasapp", "pool": "threads", "concurrency": 2}
+        await deferToThread(worker, broker=broker_url, backend=url, config=config, **running)
+        made.append(TwistedCelery(create_app(broker_url, url, **config), **(options or {})))
         return made[-1]
 
     # Before the client, so that it ends after it.
@@ -258,9 +258,9 @@ async def test_rpc_refuses_what_it_cannot_do(client):
 @pytest_twisted.ensureDeferred
 async def test_a_result_backend_that_is_gone(client, request):
     """With Redis gone, questions and chords fail with `ResultBackendUnavailable`."""
-    tx_app = await client("redis")
+    tx_app = await client("redis", {"publish_timeout": 1})
     task = tasks(tx_app)
-    assert await tx_app.apply_async(task["add"].s(1, 1)) == 2
+    assert await tx_app.apply_async(task["add"].s(1, 1), confirm_timeout=10) == 2
     await deferToThread(request.getfixturevalue("redis_server").kill)
     with pytest.raises(twistedcelery.ResultBackendUnavailable):
         await tx_app.result("some-id").state

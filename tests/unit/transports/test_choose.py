@@ -11,7 +11,7 @@ from twisted.internet.task import Clock
 
 from tests.support.process import ROOT
 from twistedcelery.errors import ConfigurationError
-from twistedcelery.transports.choose import choose
+from twistedcelery.transports.choose import choose, choose_store
 
 
 def chosen(transport="auto", **config):
@@ -84,6 +84,24 @@ def test_threads_can_be_asked_for():
     """``transport="threads"`` uses them for AMQP as well."""
     config = {"broker_url": "amqp://", "result_backend": "rpc://"}
     assert chosen("threads", **config) == ("ThreadedPublisher", "ThreadedResults")
+
+
+@pytest.mark.parametrize(
+    ("backend", "transport", "expected"),
+    [
+        ("redis://", "auto", "RedisStore"),
+        ("rediss://h?ssl_cert_reqs=required", "auto", "RedisStore"),
+        ("redis://", "threads", "ThreadedStore"),
+        ("redis://h?credential_provider=a.B", "auto", "ThreadedStore"),
+        ("db+sqlite://", "auto", "ThreadedStore"),
+        ("rpc://", "auto", "NoneType"),
+        (None, "auto", "NoneType"),
+    ],
+)
+def test_the_store_is_chosen_as_results_are(backend, transport, expected):
+    """Natively where results are, unless threads are asked for; nowhere where nothing is kept."""
+    app = Celery(backend=backend, set_as_current=False)
+    assert type(choose_store(app, Clock(), timeout=1, transport=transport)).__name__ == expected
 
 
 def test_an_unknown_transport_is_refused():

@@ -1,8 +1,9 @@
 """The native Redis transport: txredisapi's protocol, no threads. Needs the extra ``redis``.
 
 `publisher` keeps one `twistedcelery.transports.connection`, `results` two: `subscriptions` and
-`reads`. `servers` says where to go and `link` is one live connection; txredisapi is imported in
-`link` alone. `recorder` and `stored` are kombu's and Celery's own code for what is on Redis.
+`reads`; `store` has one for its `requests`. `servers` says where to go and `link` is one live
+connection; txredisapi is imported in `link` alone. `recorder` and `stored` are kombu's and Celery's
+own code for what is on Redis.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from twistedcelery.transports.redis.link import open_link, open_subscriber
 from twistedcelery.transports.redis.publisher import RedisPublisher
 from twistedcelery.transports.redis.reads import Reads
 from twistedcelery.transports.redis.recorder import Recorder
+from twistedcelery.transports.redis.requests import Requests
 from twistedcelery.transports.redis.results import RedisResults
 from twistedcelery.transports.redis.servers import Servers
+from twistedcelery.transports.redis.store import RedisStore
 from twistedcelery.transports.redis.stored import StoredStates
 from twistedcelery.transports.redis.subscriptions import Subscriptions
 
@@ -25,7 +28,7 @@ if TYPE_CHECKING:
 
     from twistedcelery.transports.interface import ReplyReceiver
 
-__all__ = ["make_publisher", "make_results"]
+__all__ = ["make_publisher", "make_results", "make_store"]
 
 
 def make_publisher(app: Celery, reactor: Any, publish_timeout: float) -> RedisPublisher:
@@ -49,3 +52,15 @@ def make_results(app: Celery, reactor: Any, receiver: ReplyReceiver) -> RedisRes
     reads = Reads(reactor, results.found)
     reads.use(Connection(servers, reads, reactor, backoff, open_link))
     return results.use(subscriptions, reads)
+
+
+def make_store(app: Celery, reactor: Any, timeout: float) -> RedisStore:
+    """Ask ``result_backend``. Connects at the first question.
+
+    :param timeout: seconds to wait for an answer, connecting included
+    """
+    states = StoredStates(app)
+    requests = Requests(reactor, timeout)
+    servers = Servers(lambda: states.pool, lambda: None, reactor, "result_backend")
+    requests.use(Connection(servers, requests, reactor, backoff, open_link))
+    return RedisStore(app, states).use(requests)

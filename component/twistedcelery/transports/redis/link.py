@@ -90,31 +90,31 @@ class RedisLink:
 
         return asked.addErrback(failed)
 
-    def send(self, commands: Sequence[Command]) -> defer.Deferred[None]:
+    def send(self, commands: Sequence[Command]) -> defer.Deferred[list[Any]]:
         """Send several commands at once.
 
-        :return: fires once all are answered well; fails as `ask` for the first that is not
+        :return: fires with the replies once all are answered well; fails as `ask` for the first
+            that is not
         """
         # Answers come in order: what is known at the last one is all there is.
-        done: defer.Deferred[None] = defer.Deferred()
+        done: defer.Deferred[list[Any]] = defer.Deferred()
         problems: list[BaseException | None] = []
-        left = len(commands)
+        replies: list[Any] = []
 
         def answered(reply: Any) -> None:
-            nonlocal left
-            left -= 1
+            replies.append(reply)
             if isinstance(reply, Failure):
                 problems.append(reply.value)
             elif isinstance(reply, list):
                 # Of EXEC: one reply for each command of the transaction.
                 errors = [one for one in reply if isinstance(one, txredisapi.RedisError)]
                 problems.extend(_translated(one, self._protocol) for one in errors)
-            if left:
+            if len(replies) < len(commands):
                 return
             if problems:
                 done.errback(Failure(problems[0]))
             else:
-                done.callback(None)
+                done.callback(replies)
 
         for command in commands:
             self.ask(command).addBoth(answered)
@@ -152,6 +152,10 @@ class SubscriberLink(RedisLink):
     def on_message(self, callback: Callable[[bytes, bytes], None]) -> None:
         """Set who is given the channel and the payload of each message."""
         self._protocol.deliver = callback
+
+    def subscribe_pattern(self, pattern: str) -> defer.Deferred[Any]:
+        """Subscribe to all channels that match; fires, or fails, as `subscribe`."""
+        return self.ask(("PSUBSCRIBE", pattern))
 
     def subscribe(self, channel: bytes) -> defer.Deferred[Any]:
         """Subscribe to a channel; fires once no later message is missed, or fails as `ask`."""

@@ -105,7 +105,7 @@ class RedisPublisher(QueuedPublisher[RedisLink, Publication]):
             errbackArgs=(publication, link),
         )
 
-    def _taken(self, _: None, publication: Publication, link: RedisLink) -> None:
+    def _taken(self, _replies: object, publication: Publication, link: RedisLink) -> None:
         if link is not self._link:
             return
         self._unconfirmed.pop(publication, None)

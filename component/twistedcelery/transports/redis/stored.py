@@ -10,7 +10,7 @@ from celery.backends import base
 from twistedcelery.errors import ConfigurationError
 from twistedcelery.reply import ReplyDecoder
 
-__all__ = ["StoredStates"]
+__all__ = ["StoredStates", "make_backend"]
 
 #: What precedes a compressed state, before the name of its compression and a NUL. Celery 5.7 began with it.
 _COMPRESSED: bytes | None = getattr(base, "COMPRESSED_PAYLOAD_MAGIC", None)
@@ -46,16 +46,25 @@ class StoredStates:
         if _COMPRESSED is not None and payload.startswith(_COMPRESSED):
             compression, _, payload = payload[len(_COMPRESSED) :].partition(b"\0")
             headers["compression"] = compression.decode("utf-8", "replace")
-        return self._decoder.decode(payload, self._made.content_type, self._made.content_encoding, headers)
+        made = self._backend
+        return self._decoder.decode(payload, made.content_type, made.content_encoding, headers)
 
     @property
     def _backend(self) -> Any:
         # One of our own: other threads may be using the application's.
         if self._made is None:
-            try:
-                cls, url = by_url(self._app.backend_cls or self._app.conf.result_backend, self._app.loader)
-                self._made = cls(app=self._app, url=url)
-            except Exception as problem:
-                # Celery and redis-py check their settings with errors of all kinds.
-                raise ConfigurationError(f"result_backend cannot be used: {problem}") from problem
+            self._made = make_backend(self._app)
         return self._made
+
+
+def make_backend(app: Any) -> Any:
+    """Make another result backend like an application's. It connects when its client is used.
+
+    :raises ConfigurationError: it cannot work as it is configured
+    """
+    try:
+        cls, url = by_url(app.backend_cls or app.conf.result_backend, app.loader)
+        return cls(app=app, url=url)
+    except Exception as problem:
+        # Celery and redis-py check their settings with errors of all kinds.
+        raise ConfigurationError(f"result_backend cannot be used: {problem}") from problem

@@ -47,11 +47,12 @@ class FakeLink:
         self.unanswered.append((command, Deferred()))
         return self.unanswered[-1][1]
 
-    def send(self, commands: list[tuple[Any, ...]]) -> Deferred[None]:
+    def send(self, commands: list[tuple[Any, ...]]) -> Deferred[Any]:
         replies = DeferredList([self.ask(one) for one in commands], consumeErrors=True)
 
-        def ended(all_of_them: Any) -> Failure | None:
-            return next((value for worked, value in all_of_them if not worked), None)
+        def ended(all_of_them: Any) -> Failure | list[Any]:
+            failed = (value for worked, value in all_of_them if not worked)
+            return next(failed, [value for _, value in all_of_them])
 
         return replies.addCallback(ended)
 

@@ -153,7 +153,7 @@ def test_a_transaction(replies, problem):
     outcome = outcomes_of(server.ready().send([("MULTI",), ("LPUSH", "q", "x"), ("EXEC",)]))
     server.say(replies)
     if problem is None:
-        assert outcome == [None]
+        assert outcome == [["OK", "QUEUED", [1]]]
     else:
         assert isinstance(outcome[0], PublishRejected)
         assert str(outcome[0]) == problem
