@@ -46,6 +46,20 @@ def pytest_configure_node(node: Any) -> None:
     node.workerinput["twistedcelery_owner"] = node.config.stash[_OWNER]
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[Any]) -> None:
+    """Have one process run all tests that share a fixture of a module or a session."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is not None:
+            continue
+        for definitions in item._fixtureinfo.name2fixturedefs.values():
+            shared = definitions[-1]
+            # The servers of this file are shared by the processes themselves.
+            if shared.scope != "function" and shared.baseid not in {"", "tests"}:
+                item.add_marker(pytest.mark.xdist_group(shared.baseid))
+                break
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Stop the shared servers, once all workers are done."""
     if not hasattr(config, "workerinput"):
