@@ -40,6 +40,12 @@ def start_detaching(directory, **options):
     return process, int(process.output())
 
 
+@pytest.mark.xdist_group("together")
+def test_tests_of_one_group_are_kept_together(request):
+    """pytest-xdist takes note of groups, without which each process would start the shared servers anew."""
+    assert request.node.nodeid.endswith("@together") == ("PYTEST_XDIST_WORKER" in os.environ)
+
+
 def test_stopping_a_process_also_kills_what_it_detached(tmp_path):
     """``stop`` kills detached children and tells what the command had left behind."""
     process, child = start_detaching(tmp_path)
