@@ -20,6 +20,7 @@ from twisted.internet.defer import Deferred, maybeDeferred
 
 from twistedcelery._types import Clock
 from twistedcelery.appview import view_of
+from twistedcelery.commands import ControlCommands, InspectQueries
 from twistedcelery.errors import InvalidCall
 from twistedcelery.incoming import Inbox
 from twistedcelery.offline import OfflineChannel
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from celery import Celery
+
+    from twistedcelery.commands import Workers
 
 __all__ = ["Broadcaster", "Control", "Inspect"]
 
@@ -53,7 +56,7 @@ class _Methods:
         self._of = of
         self._replay = replay
 
-    def __getattr__(self, name: str) -> Callable[..., Deferred[Any]]:
+    def _method(self, name: str) -> Callable[..., Deferred[Any]]:
         method = None if name.startswith("_") else getattr(self._of, name, None)
         if not callable(method):
             # It is what attribute access raises.
@@ -66,12 +69,16 @@ class _Methods:
 
         return update_wrapper(call, method)
 
+    if not TYPE_CHECKING:
+        # Type checkers look at twistedcelery.commands instead, where a misspelt name is an error.
+        __getattr__ = _method
+
     def __dir__(self) -> list[str]:
         own = (name for name in dir(self._of) if not name.startswith("_"))
         return sorted({*super().__dir__(), *(name for name in own if callable(getattr(self._of, name)))})
 
 
-class Inspect(_Methods):
+class Inspect(_Methods, InspectQueries):
     """Celery's ``app.control.inspect(...)``: ``active()``, ``stats()``, ``query_task(...)`` and all others.
 
     Each query returns a Deferred that fires with what Celery's own returns: a dictionary by
@@ -79,7 +86,23 @@ class Inspect(_Methods):
     """
 
 
-class Control(_Methods):
+class Inspecting(Protocol):
+    """What `Control.inspect` is: called, it makes an `Inspect`."""
+
+    def __call__(
+        self,
+        destination: Workers = None,
+        timeout: float | None = 1.0,
+        callback: Callable[[dict[str, Any]], object] | None = None,
+        connection: None = None,
+        app: None = None,
+        limit: int | None = None,
+        pattern: str | None = None,
+        matcher: str | None = None,
+    ) -> Inspect: ...
+
+
+class Control(_Methods, ControlCommands):
     """Celery's ``app.control``: ``ping()``, ``rate_limit(...)``, ``shutdown()`` and all other commands.
 
     Each takes Celery's own arguments and returns a Deferred that fires with what Celery's own
@@ -117,13 +140,17 @@ class Control(_Methods):
         replay = Replay(self._broadcast)
         super().__init__(_control_of(app, replay, self._offline), replay)
 
-    def inspect(self, *args: Any, **kwargs: Any) -> Inspect:
+    @property
+    def inspect(self) -> Inspecting:
         """As Celery's: ``inspect(destination=None, timeout=1.0, callback=None, limit=None,
         pattern=None, matcher=None)``.
 
-        :raises InvalidCall: for other arguments, and for ``connection`` and ``app``, which would
-            take the query past this client
+        It raises `InvalidCall` for other arguments, and for ``connection`` and ``app``, which would
+        take the query past this client.
         """
+        return self._new_inspect
+
+    def _new_inspect(self, *args: Any, **kwargs: Any) -> Inspect:
         try:
             asking = self._of.inspect(*args, **kwargs)
         except TypeError as error:

@@ -24,6 +24,7 @@ LAYERS: tuple[frozenset[str], ...] = (
         {
             "_types",
             "answers",
+            "commands",
             "descendants",
             "errors",
             "gathering",

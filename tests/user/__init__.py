@@ -1,0 +1,1 @@
+"""What a user writes: ``mypy --strict`` reads it, and `program` is run."""
