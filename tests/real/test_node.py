@@ -126,6 +126,8 @@ MATRIX = {
         "celery_task": {"publish to"},
         "celery_admin": {"register", "publish to"},
         "wamp.session.get": {"call"},
+        "wamp.session.add_testament": {"call"},
+        "wamp.session.flush_testaments": {"call"},
     },
 }
 EVENTS = ("sent", "received", "started", "progress", "retried", "succeeded", "failed", "revoked", "rejected")
@@ -143,8 +145,12 @@ URIS = {
     "celery_admin": [
         *(f"celery_admin.{name}" for name in ("leader", "commands", *worker_commands(Celery()))),
         *(f"celery_admin.worker.{event}" for event in ("online", "heartbeat", "offline")),
+        *(f"celery_admin.bridge.{event}" for event in ("online", "offline")),
     ],
-    "wamp.session.get": ["wamp.session.get"],
+    **{
+        f"wamp.session.{name}": [f"wamp.session.{name}"]
+        for name in ("get", "add_testament", "flush_testaments")
+    },
     "others": [
         *(
             "celery",
@@ -156,6 +162,11 @@ URIS = {
         *("wamp.session.list", "wamp.session.kill", "wamp.registration.list", "wamp.subscription.list"),
         "crossbar.get_status",
     ],
+}
+#: What a router's own procedures take.
+ARGUMENTS: dict[str, Callable[[Any], tuple[Any, ...]]] = {
+    "wamp.session.get": lambda session: (session._session_id,),
+    "wamp.session.add_testament": lambda _: ("celery_admin.bridge.offline", [], {}),
 }
 #: How a router refuses: an action, or its own URIs to anybody.
 REFUSALS = {ApplicationError.NOT_AUTHORIZED, ApplicationError.INVALID_URI}
@@ -207,7 +218,7 @@ async def client(node: CrossbarNode, authid: str | None, ticket: str | None) -> 
 async def attempt(session: Client, action: str, uri: str) -> None:
     """Do it, and fail with what the router says."""
     if action == "call":
-        await session.call(uri, *([session._session_id] if uri == "wamp.session.get" else []))
+        await session.call(uri, *ARGUMENTS.get(uri, lambda _: ())(session))
     elif action == "register":
         registration = await session.register(lambda: None, uri)
         await registration.unregister()

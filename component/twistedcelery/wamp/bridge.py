@@ -8,8 +8,6 @@ up by its configuration.
 from __future__ import annotations
 
 import json
-import os
-import socket
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +26,7 @@ from twistedcelery.wamp.exposed import exposed_tasks, load_application
 from twistedcelery.wamp.in_flight import InFlight
 from twistedcelery.wamp.leadership import Leadership, ProvidingSession
 from twistedcelery.wamp.operator_api import OperatorApi
+from twistedcelery.wamp.presence import describe_process
 from twistedcelery.wamp.task_ids import TaskIds
 from twistedcelery.wamp.topics import EventPublisher, PublishingSession
 from twistedcelery.wamp.triggers import SubscribingSession, Triggers, check_triggers
@@ -40,7 +39,7 @@ if TYPE_CHECKING:
     from celery import Celery
     from twisted.python.failure import Failure
 
-    from twistedcelery.wamp.invocation import Handler, Invocation
+    from twistedcelery.wamp.invocation import Handler
 
     class WampSession(PublishingSession, ProvidingSession, SubscribingSession, Protocol):
         """What a bridge needs of its session."""
@@ -95,7 +94,11 @@ class Bridge:
         calls = TaskCalls(context, self._in_flight, self._is_gone)
         triggers = Triggers(context, self._tasks, self._in_flight, self.uris)
         self._leadership: Leadership[WampSession] = Leadership(
-            self.uris.admin("leader"), describe_process, reactor, triggers.start, lambda: None
+            self.uris.admin("leader"),
+            lambda _: describe_process(),
+            reactor,
+            triggers.start,
+            lambda: None,
         )
         api = CallerApi(client, context, self._tasks, self._in_flight)
         admin = OperatorApi(app, client, context, self.uris)
@@ -156,11 +159,6 @@ class Bridge:
         # meanwhile, nobody can tell: the configuration wants tasks kept, so they are.
         asked = self._session.call("wamp.session.get", session_id)
         return asked.addCallbacks(lambda _: False, lambda _: True)
-
-
-def describe_process(_: Invocation) -> dict[str, Any]:
-    """Where this bridge runs: ``host`` and ``pid``."""
-    return {"host": socket.gethostname(), "pid": os.getpid()}
 
 
 def check(extra: Mapping[str, Any] | None) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
 from twisted.logger import (
     FilteringLogObserver,
+    Logger,
     LogLevel,
     LogLevelFilterPredicate,
     globalLogBeginner,
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = ["configuration", "run"]
+
+_log = Logger()
 
 
 def run(*, url: str, realm: str, config: Path | None, settings: Sequence[tuple[str, str]]) -> int:
@@ -48,8 +52,28 @@ def run(*, url: str, realm: str, config: Path | None, settings: Sequence[tuple[s
     # The bridge itself sees to its calls when the reactor stops.
     every.addSystemEventTrigger("before", "shutdown", runner.stop)
     every.callWhenRunning(runner.start)
-    every.run()
+    _stop_at_signals(every)
+    every.run(installSignalHandlers=False)
     return 0
+
+
+def _stop_at_signals(reactor: Any) -> None:
+    """Stop at the first SIGINT or SIGTERM, which takes up to ``drain_timeout``; others change nothing.
+
+    To Twisted's own handlers a second one is an error.
+    """
+    stopping = False
+
+    def stop() -> None:
+        nonlocal stopping
+        if stopping:
+            _log.info("the bridge is stopping already; calls in flight may end first")
+        else:
+            stopping = True
+            reactor.stop()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: reactor.callFromThread(stop))
 
 
 def _log_to_stderr() -> None:

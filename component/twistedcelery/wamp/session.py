@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import TYPE_CHECKING, Any
 
 from autobahn.twisted.wamp import ApplicationSession
@@ -17,8 +18,10 @@ from twisted.logger import Logger
 from twistedcelery.errors import ConfigurationError
 from twistedcelery.wamp.authentication import TICKET_VARIABLE, Credentials
 from twistedcelery.wamp.bridge import Bridge, bridge_for, check
+from twistedcelery.wamp.container import Component, component_of, joined_component
 from twistedcelery.wamp.deferreds import fork
 from twistedcelery.wamp.invocation import DETAILS, KEYWORDS, OpenInvocations
+from twistedcelery.wamp.presence import Presence, describe_process
 from twistedcelery.wamp.values import MAX_SIZE
 
 if TYPE_CHECKING:
@@ -73,6 +76,8 @@ class CeleryBridge(ApplicationSession):
         self._reactor = reactor
         self._bridge: Bridge | None = None
         self._open: OpenInvocations | None = None
+        self._component: Component | None = None
+        self._presence: Presence | None = None
         self._joined = False
         #: What to take back before leaving.
         self._listening: list[Any] = []
@@ -89,6 +94,7 @@ class CeleryBridge(ApplicationSession):
     def onConnect(self) -> None:
         """The transport is there: find the bridge, and join the realm."""
         self._leave_before_closing()
+        self._component = component_of(self)
         try:
             self._bridge = bridge_for(self.config.realm or "", self.config.extra, self._reactor)
         except ConfigurationError as error:
@@ -111,6 +117,9 @@ class CeleryBridge(ApplicationSession):
     def onJoin(self, details: SessionDetails) -> Deferred[None]:
         """The session is established: register everything, then publish what was kept."""
         self._joined = True
+        self._component = self._component or joined_component(self, self._reactor)
+        if self._component is not None:
+            self._component.joined()
         return self._register_all().addCallback(self._registered)
 
     def onMessage(self, msg: Any) -> None:
@@ -157,6 +166,7 @@ class CeleryBridge(ApplicationSession):
         """
         if self._left is None:
             self._left = self._withdraw() if self._joined and self.is_attached() else succeed(None)
+            self._left.addCallback(lambda _: self._retract())
             self._left.addCallback(lambda _: self._say_goodbye(reason, message))
         return fork(self._left)
 
@@ -172,13 +182,17 @@ class CeleryBridge(ApplicationSession):
         # What follows closes the connection, upon which somebody will try again.
         return deferLater(self._reactor, REFUSED_DELAY, super().onLeave, details)
 
-    def onDisconnect(self) -> None:
-        """The transport is gone. The tasks in flight go on; their callers have been told by the router."""
+    def onDisconnect(self) -> Deferred[None] | None:
+        """The transport is gone. The tasks in flight go on; their callers have been told by the router.
+
+        :return: fires once Crossbar may know of that, where it is to know
+        """
         super().onDisconnect()
         if self._bridge is not None:
             self._bridge.detach(self)
         if self._open is not None:
             self._open.close()
+        return None if self._component is None else self._component.closed(self)
 
     def onUserError(self, fail: Failure, msg: str) -> None:
         """Autobahn logs here what it sends to callers, who need it; the log does not."""
@@ -208,12 +222,22 @@ class CeleryBridge(ApplicationSession):
 
         return ended.addTimeout(seconds, self._reactor).addCallbacks(lambda _: None, unfinished)
 
+    def _description(self) -> dict[str, Any]:
+        return {"id": self._session_id, "since": time.time(), **describe_process()}
+
+    def _retract(self) -> Deferred[None]:
+        if self._presence is None or not self.is_attached():
+            return succeed(None)
+        return self._within_leave_timeout(fork(self._presence.retract()))
+
     def _say_goodbye(self, reason: str | None, message: str | None) -> Deferred[None]:
         if not self.is_attached():
             return succeed(None)
         # Autobahn's Deferred is the transport's own, which others wait for as well.
-        gone = fork(super().leave(reason, message))
-        return gone.addTimeout(LEAVE_TIMEOUT, self._reactor).addErrback(
+        return self._within_leave_timeout(fork(super().leave(reason, message)))
+
+    def _within_leave_timeout(self, waiting: Deferred[None]) -> Deferred[None]:
+        return waiting.addTimeout(LEAVE_TIMEOUT, self._reactor).addErrback(
             lambda failure: failure.trap(defer.TimeoutError) and None
         )
 
@@ -231,6 +255,8 @@ class CeleryBridge(ApplicationSession):
     def _registered(self, _: Any) -> None:
         if self._bridge is not None and self.is_attached():
             self._bridge.attach(self)
+            self._presence = Presence(self, self._bridge.uris, self._description())
+            self._presence.announce()
             _log.info("the bridge serves {count} procedures", count=len(self._bridge.procedures))
 
     def _not_registered(self, failure: Failure, uri: str) -> None:
@@ -245,7 +271,11 @@ class CeleryBridge(ApplicationSession):
         close = transport.close
 
         def leave_and_close() -> None:
-            if self._joined and self.is_attached() and self._left is None:
+            leaving = self._joined and self.is_attached() and self._left is None
+            if self._component is not None and (leaving or self.transport is None):
+                # Crossbar knows the first session's transport alone, which may be long gone.
+                self._component.stop()
+            elif leaving:
                 # The end of the session closes the transport.
                 self.leave()
             else:

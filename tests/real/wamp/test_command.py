@@ -32,10 +32,14 @@ async def test_calls_in_flight_may_end(router, bridge_process, client):
     process.signal(signal.SIGTERM)
     while await caller.call("wamp.registration.match", "stopping.taskapp.add") is not None:
         pass
+    # Impatience changes nothing.
+    process.signal(signal.SIGTERM)
+    process.signal(signal.SIGINT)
     assert (await refusal(caller.call("stopping.taskapp.add", 1, 2))).error == "wamp.error.no_such_procedure"
     assert await call == 1.5
     assert await deferToThread(process.wait) == 0
     assert "have not ended" not in process.output()
+    assert "Traceback" not in process.output()
 
 
 @pytest_twisted.ensureDeferred

@@ -1,0 +1,75 @@
+"""What others learn of a bridge that comes and goes."""
+
+from __future__ import annotations
+
+import pytest
+from autobahn.wamp.exception import ApplicationError, TransportLost
+from twisted.python.failure import Failure
+
+from tests.unit.wamp.fakes import FakeSession
+from twistedcelery.wamp.presence import Presence
+from twistedcelery.wamp.uris import Uris
+
+DESCRIPTION = {"id": 7, "host": "here", "pid": 8, "since": 9.0}
+ONLINE, OFFLINE = "celery_admin.bridge.online", "celery_admin.bridge.offline"
+
+
+@pytest.fixture
+def session():
+    return FakeSession()
+
+
+@pytest.fixture
+def presence(session):
+    return Presence(session, Uris("celery"), DESCRIPTION)
+
+
+def events(session):
+    return [(topic, payload) for topic, payload, _ in session.published]
+
+
+def test_the_testament_comes_first(session, presence):
+    """Whoever learns of a bridge can rely on hearing of its end."""
+    presence.announce()
+    ((procedure, args, answer),) = session.calls
+    assert procedure == "wamp.session.add_testament"
+    assert args == (OFFLINE, [], {**DESCRIPTION, "reason": "lost"})
+    assert session.published == []
+    answer.callback(1)
+    assert events(session) == [(ONLINE, DESCRIPTION)]
+
+
+def test_leaving_in_good_order(session, presence):
+    """The testament is taken back before the bridge says itself that it leaves."""
+    retracted = presence.retract()
+    ((procedure, args, answer),) = session.calls
+    assert (procedure, args) == ("wamp.session.flush_testaments", ())
+    assert not retracted.called
+    answer.callback(1)
+    assert retracted.called
+    assert events(session) == [(OFFLINE, {**DESCRIPTION, "reason": "stopped"})]
+
+
+def test_a_router_without_testaments(session, presence, said):
+    """A bridge that may leave no testament says so in its log, and is there all the same."""
+    presence.announce()
+    session.calls.pop()[2].errback(Failure(ApplicationError("wamp.error.not_authorized")))
+    assert said == ["nobody will be told if this bridge dies: no testament: wamp.error.not_authorized"]
+    presence.retract()
+    session.calls.pop()[2].errback(Failure(ApplicationError("wamp.error.not_authorized")))
+    assert [topic for topic, _ in events(session)] == [ONLINE, OFFLINE]
+
+
+@pytest.mark.parametrize("noticed", [True, False])
+def test_a_session_that_is_lost_meanwhile(noticed, session, presence, said):
+    """It is the router then that tells of it."""
+
+    def lost(*_, **__):
+        raise TransportLost
+
+    session.publish = lost
+    session.attached = not noticed
+    for start in (presence.announce, presence.retract):
+        start()
+        session.calls.pop()[2].errback(Failure(TransportLost()))
+    assert len(said) == (0 if noticed else 1)
