@@ -5,7 +5,8 @@ A newcomer reads `session` first, then `bridge`, which wires the rest::
     session ─ bridge ─┬─ calls ─ in_flight ─ followed ─ topics
                       ├─ api                            values
                       ├─ operator_api ─ worker_commands
-                      └─ exposed   config   errors   uris
+                      ├─ discovery ─ announced
+                      └─ exposed   procedures   config   errors   uris
 """
 
 from twistedcelery.wamp.session import CeleryBridge

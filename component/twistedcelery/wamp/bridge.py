@@ -21,12 +21,14 @@ from twistedcelery.wamp.api import CallerApi
 from twistedcelery.wamp.calls import TaskCalls
 from twistedcelery.wamp.config import Configuration
 from twistedcelery.wamp.context import Context
+from twistedcelery.wamp.discovery import Discovery
 from twistedcelery.wamp.errors import CallErrors
-from twistedcelery.wamp.exposed import exposed_tasks, load_application
+from twistedcelery.wamp.exposed import ExposedTask, ExposedTasks, load_application
 from twistedcelery.wamp.in_flight import InFlight
 from twistedcelery.wamp.leadership import Leadership, ProvidingSession
 from twistedcelery.wamp.operator_api import OperatorApi
 from twistedcelery.wamp.presence import describe_process
+from twistedcelery.wamp.procedures import Procedures
 from twistedcelery.wamp.task_ids import TaskIds
 from twistedcelery.wamp.topics import EventPublisher, PublishingSession
 from twistedcelery.wamp.triggers import SubscribingSession, Triggers, check_triggers
@@ -38,8 +40,6 @@ if TYPE_CHECKING:
 
     from celery import Celery
     from twisted.python.failure import Failure
-
-    from twistedcelery.wamp.invocation import Handler
 
     class WampSession(PublishingSession, ProvidingSession, SubscribingSession, Protocol):
         """What a bridge needs of its session."""
@@ -90,8 +90,11 @@ class Bridge:
         ids = TaskIds(realm, config.prefix)
         context = Context(config, reactor, wall_clock, self.errors, self._events, ids)
         self._in_flight = InFlight(client, context)
-        self._tasks = exposed_tasks(app, config, self.uris)
-        calls = TaskCalls(context, self._in_flight, self._is_gone)
+        self._tasks = ExposedTasks(app, config, self.uris, self._task_changed)
+        self._calls = TaskCalls(context, self._tasks, self._in_flight, self._is_gone)
+        self._discovery = None
+        if config.discover != "app":
+            self._discovery = Discovery(client, reactor, self._tasks.announced)
         triggers = Triggers(context, self._tasks, self._in_flight, self.uris)
         self._leadership: Leadership[WampSession] = Leadership(
             self.uris.admin("leader"),
@@ -102,24 +105,22 @@ class Bridge:
         )
         api = CallerApi(client, context, self._tasks, self._in_flight)
         admin = OperatorApi(app, client, context, self.uris)
-        self.procedures: Mapping[str, Handler] = {
-            **{task.uri: calls.handler(task) for task in self._tasks.values() if task.uri is not None},
-            **{self.uris.api(name): handler for name, handler in api.handlers().items()},
-            **{self.uris.admin(name): handler for name, handler in admin.handlers().items()},
-        }
+        self.procedures = Procedures(
+            {
+                **{self.uris.api(name): handler for name, handler in api.handlers().items()},
+                **{self.uris.admin(name): handler for name, handler in admin.handlers().items()},
+            }
+        )
         for task in self._tasks.values():
-            if task.uri is None:
-                _log.info(
-                    "task {name!r} has no procedure of its own, since its name makes no URI: {reason}",
-                    name=task.name,
-                    reason=task.reason,
-                )
+            self._task_changed(task, True)
 
     def attach(self, session: WampSession) -> None:
         """A session has joined the realm and has registered the procedures."""
         self._session = session
         self._events.attach(session)
         self._leadership.attach(session)
+        if self._discovery is not None:
+            self._discovery.start()
 
     def detach(self, session: WampSession) -> None:
         """A session is gone. The calls in flight go on."""
@@ -139,6 +140,8 @@ class Bridge:
         """
         for key in [key for key, bridge in _bridges.items() if bridge is self]:
             del _bridges[key]
+        if self._discovery is not None:
+            self._discovery.stop()
 
         def unfinished(failure: Failure) -> None:
             failure.trap(defer.TimeoutError)
@@ -149,6 +152,18 @@ class Bridge:
 
         left = succeed(None) if self._session is None else self._session.leave()
         return left.addCallback(disconnect)
+
+    def _task_changed(self, task: ExposedTask, exposed: bool) -> None:
+        if task.uri is not None and exposed:
+            self.procedures.add(task.uri, self._calls.handler(task.name))
+        elif task.uri is not None:
+            self.procedures.discard(task.uri)
+        elif exposed:
+            _log.info(
+                "task {name!r:.255} has no procedure of its own, since its name makes no URI: {reason}",
+                name=task.name,
+                reason=task.reason,
+            )
 
     def _is_gone(self, session_id: int | None) -> Deferred[bool]:
         """Whether a caller has left, as far as the router tells."""
@@ -169,7 +184,7 @@ def check(extra: Mapping[str, Any] | None) -> None:
     """
     config = Configuration.parse(extra)
     uris = Uris(config.prefix)
-    check_triggers(config.triggers, exposed_tasks(load_application(config.app), config, uris), uris)
+    check_triggers(config, ExposedTasks(load_application(config.app), config, uris), uris)
 
 
 _bridges: dict[tuple[str, str, int], Bridge] = {}

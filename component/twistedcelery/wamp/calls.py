@@ -9,7 +9,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twistedcelery.wamp.values import Unencodable, normalise
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from autobahn.wamp.exception import ApplicationError
     from twisted.python.failure import Failure
@@ -29,21 +29,31 @@ OPTIONS_KEYWORD = "celery_options"
 class TaskCalls:
     """Answers calls of tasks.
 
+    :param tasks: the exposed ones by name
     :param is_gone: asks the router whether a session has left; fires with the answer
     """
 
     def __init__(
-        self, context: Context, in_flight: InFlight, is_gone: Callable[[int | None], Deferred[bool]]
+        self,
+        context: Context,
+        tasks: Mapping[str, ExposedTask],
+        in_flight: InFlight,
+        is_gone: Callable[[int | None], Deferred[bool]],
     ) -> None:
         self._context = context
+        self._tasks = tasks
         self._in_flight = in_flight
         self._is_gone = is_gone
 
-    def handler(self, task: ExposedTask) -> Handler:
+    def handler(self, name: str) -> Handler:
         """What answers the calls of one task."""
-        return lambda invocation: self._call(task, invocation)
+        return lambda invocation: self._call(name, invocation)
 
-    def _call(self, task: ExposedTask, invocation: Invocation) -> Deferred[Any]:
+    def _call(self, name: str, invocation: Invocation) -> Deferred[Any]:
+        task = self._tasks.get(name)
+        if task is None:
+            # The last worker that had it left while the call was on its way.
+            raise self._context.errors.make("unknown_task", f"no worker has the task {name!r:.255} any more")
         kwargs = dict(invocation.kwargs)
         options = kwargs.pop(OPTIONS_KEYWORD, None)
         followed = self._in_flight.send(task, invocation.args, kwargs, options, invocation.caller)

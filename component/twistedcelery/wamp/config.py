@@ -51,7 +51,8 @@ class Configuration:
     :ivar prefix: the URI prefix of tasks and topics
     :ivar include: glob patterns of the task names to expose
     :ivar exclude: glob patterns of those among them not to expose
-    :ivar discover: where the task names come from; ``"app"``: what the application has registered
+    :ivar discover: where the task names come from; ``"app"``: what the application has registered;
+        ``"workers"``: what running workers announce; ``"both"``
     :ivar invoke: WAMP's registration policy
     :ivar max_in_flight: tasks followed at once
     :ivar max_in_flight_per_caller: tasks of one WAMP session followed at once; ``None``: no limit of its own
@@ -175,12 +176,6 @@ def _one_of(*accepted: str) -> Callable[[str, Any], str]:
     return check
 
 
-def _discover(key: str, value: Any) -> str:
-    if value in ("workers", "both"):
-        _refuse(key, value, "'app': discovery from running workers is not available in this version")
-    return _one_of("app")(key, value)
-
-
 def _events(key: str, value: Any) -> frozenset[str]:
     if isinstance(value, bool):
         return frozenset(EVENTS) - _STREAM_EVENTS if value else frozenset()
@@ -214,7 +209,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "prefix": _prefix,
     "include": _patterns,
     "exclude": _patterns,
-    "discover": _discover,
+    "discover": _one_of("app", "workers", "both"),
     "invoke": _one_of("single", "first", "last", "roundrobin", "random"),
     "max_in_flight": _count,
     "max_in_flight_per_caller": lambda key, value: None if value is None else _count(key, value),

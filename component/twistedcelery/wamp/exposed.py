@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
@@ -13,15 +14,16 @@ from celery.app.utils import find_app
 
 from twistedcelery.errors import ConfigurationError
 from twistedcelery.wamp.uris import Uris, why_not_a_uri
+from twistedcelery.wamp.values import Unencodable, normalise
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
     from celery.app.task import Task
 
     from twistedcelery.wamp.config import Configuration
 
-__all__ = ["ExposedTask", "exposed_tasks", "load_application"]
+__all__ = ["ExposedTask", "ExposedTasks", "load_application"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,45 +34,53 @@ class ExposedTask:
     :ivar uri: its procedure; ``None`` for a name that fits in no URI, which only
         ``celery_api.submit`` can call
     :ivar reason: why it has no URI
-    :ivar task: the task as the application registered it
+    :ivar task: the task as the application registered it; ``None`` for one that only workers have
+    :ivar ignores_result: whether workers have said of such a task that its result is kept nowhere
     """
 
     name: str
     uri: str | None
     reason: str | None
-    task: Task
+    task: Task | None
+    ignores_result: bool = False
 
     def check_arguments(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """Celery's own check, which ``apply_async`` makes before it sends.
+
+        What only workers have is theirs to check.
 
         :raise TypeError: where the arguments do not fit the task's signature
         """
         # A task class whose run() Celery did not wrap has no such check.
         check = getattr(self.task, "__header__", None)
-        if self.task.typing and check is not None:
+        if self.task is not None and self.task.typing and check is not None:
             check(*args, **kwargs)
 
     def send_options(self) -> dict[str, Any]:
         """The options the task was declared with, as ``apply_async`` passes them to ``send_task``."""
+        if self.task is None:
+            return {"ignore_result": True} if self.ignores_result else {}
         declared = {key: value for key, value in extract_exec_options(self.task).items() if value is not None}
         return {"ignore_result": self.task.ignore_result, **declared, "task_type": self.task}
 
     def describe(self) -> dict[str, Any]:
         """What a caller needs to know: ``name``, ``uri``, ``signature`` and ``doc``, as text or ``None``.
 
-        ``reason`` is there for a task without a URI.
+        ``reason`` is there for a task without a URI. Workers tell no signature and no doc.
         """
         described: dict[str, Any] = {
             "name": self.name,
             "uri": self.uri,
             "signature": self._signature(),
-            "doc": inspect.getdoc(self.task.run),
+            "doc": None if self.task is None else inspect.getdoc(self.task.run),
         }
         if self.reason is not None:
             described["reason"] = self.reason
         return described
 
     def _signature(self) -> str | None:
+        if self.task is None:
+            return None
         try:
             return str(inspect.signature(self.task.run))
         except (TypeError, ValueError):
@@ -103,15 +113,61 @@ def load_application(name: str) -> Celery:
     return app
 
 
-def exposed_tasks(app: Celery, config: Configuration, uris: Uris) -> dict[str, ExposedTask]:
-    """The tasks that ``include`` and ``exclude`` leave, by name, in the order of their names."""
-    exposed = {}
-    for name, task in sorted(app.tasks.items()):
-        if _matches(name, config.include) and not _matches(name, config.exclude):
-            uri = uris.task(name)
-            reason = why_not_a_uri(uri)
-            exposed[name] = ExposedTask(name, None if reason else uri, reason, task)
-    return exposed
+class ExposedTasks(Mapping[str, ExposedTask]):
+    """The tasks that ``include`` and ``exclude`` leave, by name: the application's and, later on, workers'.
+
+    :param changed: called with each task that is exposed from now on, or (``False``) no longer
+    """
+
+    def __init__(
+        self,
+        app: Celery,
+        config: Configuration,
+        uris: Uris,
+        changed: Callable[[ExposedTask, bool], None] = lambda _task, _exposed: None,
+    ) -> None:
+        self._config = config
+        self._uris = uris
+        self._changed = changed
+        registered = app.tasks.items() if config.discover != "workers" else ()
+        self._tasks = {
+            name: self._make(name, task) for name, task in sorted(registered) if self._is_wanted(name)
+        }
+
+    def __getitem__(self, name: str) -> ExposedTask:
+        return self._tasks[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._tasks))
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def announced(self, name: str, ignores_result: bool | None) -> None:
+        """Workers have a task, or (``None``) no longer. Of its own the application knows better."""
+        known = self._tasks.get(name)
+        if not self._is_wanted(name) or (known is not None and known.task is not None):
+            return
+        if ignores_result is not None:
+            task = self._tasks[name] = self._make(name, None, ignores_result)
+            if known is None:
+                self._changed(task, True)
+        elif known is not None:
+            del self._tasks[name]
+            self._changed(known, False)
+
+    def _make(self, name: str, task: Task | None, ignores_result: bool = False) -> ExposedTask:
+        uri = self._uris.task(name)
+        reason = why_not_a_uri(uri)
+        return ExposedTask(name, None if reason else uri, reason, task, ignores_result)
+
+    def _is_wanted(self, name: str) -> bool:
+        try:
+            normalise(name)
+        except Unencodable:
+            # No caller could say it, and nobody could be told of any task for its sake.
+            return False
+        return _matches(name, self._config.include) and not _matches(name, self._config.exclude)
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:

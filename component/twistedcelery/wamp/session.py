@@ -22,6 +22,7 @@ from twistedcelery.wamp.container import Component, component_of, joined_compone
 from twistedcelery.wamp.deferreds import fork
 from twistedcelery.wamp.invocation import DETAILS, KEYWORDS, OpenInvocations
 from twistedcelery.wamp.presence import Presence, describe_process
+from twistedcelery.wamp.procedures import Registrations
 from twistedcelery.wamp.values import MAX_SIZE
 
 if TYPE_CHECKING:
@@ -81,7 +82,8 @@ class CeleryBridge(ApplicationSession):
         self._joined = False
         #: What to take back before leaving.
         self._listening: list[Any] = []
-        self._provided: list[Any] = []
+        self._provided: dict[int, Any] = {}
+        self._offered: Registrations | None = None
         self._left: Deferred[None] | None = None
 
     @property
@@ -117,10 +119,14 @@ class CeleryBridge(ApplicationSession):
     def onJoin(self, details: SessionDetails) -> Deferred[None]:
         """The session is established: register everything, then publish what was kept."""
         self._joined = True
+        bridge = self._bridge
+        if bridge is None:
+            raise RuntimeError("joined without having connected")
         self._component = self._component or joined_component(self, self._reactor)
         if self._component is not None:
             self._component.joined()
-        return self._register_all().addCallback(self._registered)
+        self._offered = Registrations(self, bridge.procedures, bridge.config.invoke)
+        return self._offered.start().addCallback(self._registered)
 
     def onMessage(self, msg: Any) -> None:
         """Two things that Autobahn does not do for endpoints are done on the way to it."""
@@ -137,13 +143,27 @@ class CeleryBridge(ApplicationSession):
         """Register a procedure.
 
         :param invoke: WAMP's registration policy
-        :return: fires once the router has it, or fails with the router's `ApplicationError`
+        :return: fires with the registration, or fails with the router's `ApplicationError`
         """
         if self._open is None:
             raise RuntimeError("joined without having connected")
         options = RegisterOptions(invoke=invoke, details_arg=DETAILS)
         registering: Deferred[Any] = self.register(self._open.endpoint(handler), uri, options=options)
-        return registering.addCallback(self._provided.append)
+
+        def registered(registration: Any) -> Any:
+            self._provided[registration.id] = registration
+            return registration
+
+        return registering.addCallback(registered)
+
+    def take_back(self, registration: Any) -> Deferred[Any]:
+        """Undo `provide`; calls that are being answered go on.
+
+        :return: fires once the router has taken note
+        """
+        self._provided.pop(registration.id, None)
+        taking_back: Deferred[Any] = registration.unregister()
+        return taking_back
 
     def listen(self, topic: str, match: str, listener: Listener) -> Deferred[Any]:
         """Subscribe.
@@ -172,8 +192,7 @@ class CeleryBridge(ApplicationSession):
 
     def onLeave(self, details: CloseDetails) -> Any:
         """The session has ended, or the router has refused it."""
-        if self._bridge is not None:
-            self._bridge.detach(self)
+        self._detach()
         if self._joined:
             return super().onLeave(details)
         _log.error(
@@ -188,8 +207,7 @@ class CeleryBridge(ApplicationSession):
         :return: fires once Crossbar may know of that, where it is to know
         """
         super().onDisconnect()
-        if self._bridge is not None:
-            self._bridge.detach(self)
+        self._detach()
         if self._open is not None:
             self._open.close()
         return None if self._component is None else self._component.closed(self)
@@ -204,11 +222,12 @@ class CeleryBridge(ApplicationSession):
 
     def _withdraw(self) -> Deferred[None]:
         # Subscriptions before procedures: while the bridge still holds the leader's, nobody else acts.
-        if self._bridge is None or self._open is None:
+        if self._bridge is None or self._open is None or self._offered is None:
             raise RuntimeError("joined without having connected")
+        self._offered.stop()
         self._bridge.withdraw(self)
         taken_back = [subscription.unsubscribe() for subscription in self._listening]
-        taken_back += [registration.unregister() for registration in self._provided]
+        taken_back += [registration.unregister() for registration in self._provided.values()]
         ended = fork(DeferredList([*taken_back, self._open.ended()], consumeErrors=True))
         seconds = self._bridge.config.drain_timeout
 
@@ -241,29 +260,18 @@ class CeleryBridge(ApplicationSession):
             lambda failure: failure.trap(defer.TimeoutError) and None
         )
 
-    def _register_all(self) -> Deferred[Any]:
-        bridge = self._bridge
-        if bridge is None:
-            raise RuntimeError("joined without having connected")
-        return DeferredList(
-            [
-                self.provide(uri, handler, bridge.config.invoke).addErrback(self._not_registered, uri)
-                for uri, handler in bridge.procedures.items()
-            ]
-        )
+    def _detach(self) -> None:
+        if self._offered is not None:
+            self._offered.stop()
+        if self._bridge is not None:
+            self._bridge.detach(self)
 
     def _registered(self, _: Any) -> None:
         if self._bridge is not None and self.is_attached():
             self._bridge.attach(self)
             self._presence = Presence(self, self._bridge.uris, self._description())
             self._presence.announce()
-            _log.info("the bridge serves {count} procedures", count=len(self._bridge.procedures))
-
-    def _not_registered(self, failure: Failure, uri: str) -> None:
-        # One procedure less is no reason to withhold the others. The loss of the session says itself why.
-        if self.is_attached():
-            reason = getattr(failure.value, "error", type(failure.value).__name__)
-            _log.error("{uri} could not be registered: {reason}", uri=uri, reason=reason)
+            _log.info("the bridge serves {count} procedures", count=len(self._provided))
 
     def _leave_before_closing(self) -> None:
         """Crossbar's container stops a component by closing its transport, without asking the session."""

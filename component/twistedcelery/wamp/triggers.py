@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
     from twisted.python.failure import Failure
 
+    from twistedcelery.wamp.config import Configuration
     from twistedcelery.wamp.context import Context
     from twistedcelery.wamp.exposed import ExposedTask
     from twistedcelery.wamp.in_flight import InFlight
@@ -63,13 +64,13 @@ class Triggers:
         self._context = context
         self._in_flight = in_flight
         self._uris = uris
-        check_triggers(context.config.triggers, tasks, uris)
-        self._triggers = [(trigger, tasks[trigger.task]) for trigger in context.config.triggers]
+        check_triggers(context.config, tasks, uris)
+        self._tasks = tasks
 
     def start(self, session: SubscribingSession) -> None:
         """Subscribe. The subscriptions end with the session."""
-        for trigger, task in self._triggers:
-            listener = _Listener(trigger, task, self._context, self._in_flight, self._uris)
+        for trigger in self._context.config.triggers:
+            listener = _Listener(trigger, self._tasks, self._context, self._in_flight, self._uris)
             session.listen(trigger.topic, trigger.match, listener).addErrback(
                 self._not_subscribed, trigger, session
             )
@@ -85,10 +86,15 @@ class _Listener:
     """One trigger's subscription."""
 
     def __init__(
-        self, trigger: Trigger, task: ExposedTask, context: Context, in_flight: InFlight, uris: Uris
+        self,
+        trigger: Trigger,
+        tasks: Mapping[str, ExposedTask],
+        context: Context,
+        in_flight: InFlight,
+        uris: Uris,
     ) -> None:
         self._trigger = trigger
-        self._task = task
+        self._tasks = tasks
         self._in_flight = in_flight
         self._uris = uris
         # Whoever publishes decides how often that is.
@@ -101,8 +107,12 @@ class _Listener:
         publisher = Caller(
             details.publisher, details.publisher_authid, details.publisher_authrole, details.topic
         )
+        task = self._tasks.get(self._trigger.task)
+        if task is None:
+            self._trouble.offer("no worker has the task")
+            return
         try:
-            followed = self._in_flight.start(self._task, args, kwargs, self._trigger.options, publisher)
+            followed = self._in_flight.start(task, args, kwargs, self._trigger.options, publisher)
         except ApplicationError as error:
             self._trouble.offer(str(error))
         else:
@@ -114,14 +124,15 @@ class _Listener:
         )
 
 
-def check_triggers(triggers: Sequence[Trigger], tasks: Mapping[str, ExposedTask], uris: Uris) -> None:
+def check_triggers(config: Configuration, tasks: Mapping[str, ExposedTask], uris: Uris) -> None:
     """Check what depends on the application and on the prefix.
 
     :param tasks: the exposed tasks by name
-    :raise ConfigurationError: where a trigger's task is none of them, or its topic is the bridge's own
+    :raise ConfigurationError: where a trigger's task is none of them, and no worker can bring it, or where
+        its topic is the bridge's own
     """
-    for number, trigger in enumerate(triggers):
-        if trigger.task not in tasks:
+    for number, trigger in enumerate(config.triggers):
+        if config.discover == "app" and trigger.task not in tasks:
             close = difflib.get_close_matches(trigger.task, tasks, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             refuse_trigger(number, "task", trigger.task, f"the name of a task that this bridge exposes{hint}")

@@ -19,7 +19,10 @@ import re
 import uuid
 from dataclasses import dataclass
 
-__all__ = ["Uris", "why_not_a_pattern", "why_not_a_uri"]
+__all__ = ["MAX_LENGTH", "Uris", "why_not_a_pattern", "why_not_a_uri"]
+
+#: Bytes of a URI. WAMP sets no limit; each router, and each event on its topics, has to carry it.
+MAX_LENGTH = 1024
 
 #: WAMP's loose rules: components separated by dots, none empty, without white space and ``#``.
 #: Crossbar checks with ``re.match`` and ``$``, which lets a trailing newline through; this does not.
@@ -37,10 +40,10 @@ def why_not_a_uri(text: str) -> str | None:
     if not _LOOSE.fullmatch(text):
         return "it has an empty component (a leading, trailing or double '.')"
     try:
-        text.encode()
+        size = len(text.encode())
     except UnicodeEncodeError:
         return "it is not valid Unicode text"
-    return None
+    return f"it is longer than {MAX_LENGTH} bytes" if size > MAX_LENGTH else None
 
 
 def why_not_a_pattern(text: str, match: str) -> str | None:

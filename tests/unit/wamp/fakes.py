@@ -14,7 +14,7 @@ from twisted.python.failure import Failure
 
 from twistedcelery import TaskDeferred
 
-__all__ = ["FakeClient", "FakeControl", "FakeSession", "call_details"]
+__all__ = ["FakeClient", "FakeControl", "FakeSession", "FakeStream", "call_details"]
 
 
 class FakeControl:
@@ -49,6 +49,35 @@ class _FakeMethods:
         return send
 
 
+class FakeStream:
+    """Celery's events, told by the test."""
+
+    def __init__(self, handlers: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+        self.handlers = handlers
+        self.options = options
+        self.connected = False
+        self._waiters: list[Deferred[None]] = []
+
+    @property
+    def ready(self) -> Deferred[None]:
+        waiter: Deferred[None] = Deferred()
+        if self.connected:
+            waiter.callback(None)
+        else:
+            self._waiters.append(waiter)
+        return waiter
+
+    def connect(self) -> None:
+        self.connected = True
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            waiter.callback(None)
+
+    def tell(self, event: str, worker: Any) -> None:
+        """A worker sends an event."""
+        self.handlers[event]({"type": event, "hostname": worker, "pid": 1})
+
+
 class FakeClient:
     """Remembers the calls that `twistedcelery.TwistedCelery` would have sent.
 
@@ -64,6 +93,7 @@ class FakeClient:
         self.disconnected: Deferred[None] = Deferred()
         self.connected = True
         self.control = FakeControl()
+        self.streams: list[FakeStream] = []
         #: Raised as the failure of the next call.
         self.refuse: Exception | None = None
 
@@ -84,6 +114,10 @@ class FakeClient:
     def revoke(self, task_id: str, terminate: bool = False) -> Deferred[None]:
         self.revoked.append((task_id, terminate))
         return succeed(None)
+
+    def events(self, handlers: Mapping[str, Any], **options: Any) -> FakeStream:
+        self.streams.append(FakeStream(handlers, options))
+        return self.streams[-1]
 
     def disconnect(self) -> Deferred[None]:
         return self.disconnected

@@ -84,11 +84,8 @@ def test_events():
         ({"prefix": "my celery"}, "key 'prefix': found 'my celery', accepted is a WAMP URI"),
         ({"prefix": "wamp.celery"}, "not below 'wamp' or 'crossbar'"),
         ({"include": "my_app.*"}, "accepted is a list of glob patterns"),
-        (
-            {"discover": "workers"},
-            "found 'workers', accepted is 'app': discovery from running workers is not",
-        ),
-        ({"discover": "apps"}, "one of 'app'; did you mean 'app'?"),
+        ({"discover": "apps"}, "one of 'app', 'workers', 'both'; did you mean 'app'?"),
+        ({"discover": ["app"]}, "one of 'app', 'workers', 'both'"),
         ({"invoke": "round"}, "one of 'single', 'first', 'last', 'roundrobin', 'random'"),
         ({"max_in_flight": 0}, "found 0, accepted is a whole number of at least 1"),
         ({"max_in_flight": True}, "found True, accepted is a whole number"),

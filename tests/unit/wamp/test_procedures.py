@@ -1,0 +1,145 @@
+"""Registrations of one session, kept as they should be."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from autobahn.wamp.exception import ApplicationError
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.python.failure import Failure
+
+from twistedcelery.wamp.procedures import MAX_REQUESTS, Procedures, Registrations
+
+
+def handler(_: Any) -> None:
+    """Answers nothing."""
+
+
+class Router:
+    """A session whose requests the test answers."""
+
+    def __init__(self, *uris: str) -> None:
+        self.attached = True
+        self.registering: dict[str, Deferred[Any]] = {}
+        self.taking_back: dict[str, Deferred[Any]] = {}
+        self.procedures = Procedures(dict.fromkeys(uris, handler))
+        self.registrations = Registrations(self, self.procedures, "single")
+        self.ready: list[None] = []
+        self.registrations.start().addCallback(self.ready.append)
+
+    def is_attached(self) -> bool:
+        return self.attached
+
+    def provide(self, uri: str, handler: Any, invoke: str) -> Deferred[Any]:
+        assert invoke == "single"
+        self.registering[uri] = Deferred()
+        return self.registering[uri]
+
+    def take_back(self, registration: str) -> Deferred[Any]:
+        self.taking_back[registration] = Deferred()
+        return self.taking_back[registration]
+
+    def register(self, *uris: str) -> None:
+        for uri in uris:
+            self.registering.pop(uri).callback(uri)
+
+    def unregister(self, uri: str) -> None:
+        self.taking_back.pop(uri).callback(None)
+
+
+def test_everything_is_registered():
+    """It is ready once the router has answered for each."""
+    router = Router("a", "b")
+    router.register("a")
+    assert not router.ready
+    router.register("b")
+    assert len(router.ready) == 1
+    assert len(router.registrations) == 2
+
+
+def test_ten_thousand_are_registered_step_by_step():
+    """No more than some requests are on their way at once."""
+    router = Router(*map(str, range(10_000)))
+    answered = 0
+    while router.registering:
+        assert len(router.registering) <= MAX_REQUESTS
+        router.register(next(iter(router.registering)))
+        answered += 1
+    assert answered == len(router.registrations) == 10_000
+    assert len(router.ready) == 1
+
+
+def test_answers_that_are_there_at_once():
+    """They make no recursion, however many they are."""
+    procedures = Procedures(dict.fromkeys(map(str, range(10_000)), handler))
+    router = Router()
+    router.provide = lambda uri, *_: succeed(uri)  # type: ignore[method-assign]  # a test's own
+    registrations = Registrations(router, procedures, "single")
+    registrations.start()
+    assert len(registrations) == 10_000
+
+
+def test_changes_while_the_router_thinks():
+    """What changes before an answer is looked at after it, so that the last word counts."""
+    router = Router("a")
+    router.procedures.discard("a")
+    assert router.taking_back == {}
+    router.register("a")
+    assert list(router.taking_back) == ["a"]
+    router.procedures.add("a", handler)
+    assert router.registering == {}
+    router.unregister("a")
+    router.register("a")
+    assert len(router.registrations) == 1
+    # Back and forth in between comes to nothing.
+    router.procedures.discard("a")
+    router.procedures.add("a", handler)
+    router.procedures.discard("a")
+    router.unregister("a")
+    assert router.registering == router.taking_back == {}
+    assert len(router.registrations) == 0
+
+
+def test_one_that_the_router_refuses(said):
+    """It is said once, the others are registered, and it is not asked for again."""
+    router = Router("a", "b")
+    router.registering.pop("a").errback(Failure(ApplicationError("wamp.error.not_authorized")))
+    router.register("b")
+    assert said == ["a could not be registered: wamp.error.not_authorized"]
+    assert len(router.ready) == len(router.registrations) == 1
+    router.procedures.discard("a")
+    router.procedures.add("a", handler)
+    assert router.registering == router.taking_back == {}
+
+
+def test_one_that_the_router_has_taken_itself(said):
+    """A registration that is gone cannot be taken back; the next one is made all the same."""
+    router = Router("a")
+    router.register("a")
+    router.take_back = lambda _: fail(ApplicationError("wamp.error.no_such_registration"))  # type: ignore[method-assign]  # a test's own
+    router.procedures.discard("a")
+    assert said == ["a could not be unregistered: wamp.error.no_such_registration"]
+    router.procedures.add("a", handler)
+    assert list(router.registering) == ["a"]
+
+
+def test_a_lost_session(said):
+    """Nothing more is sent, nothing is logged, and nobody waits for ever."""
+    router = Router(*map(str, range(MAX_REQUESTS + 1)))
+    router.attached = False
+    for request in list(router.registering.values()):
+        request.errback(Failure(ApplicationError("wamp.close.transport_lost")))
+    assert len(router.registering) == MAX_REQUESTS
+    assert len(router.ready) == 1
+    assert said == []
+
+
+def test_stopping():
+    """A session that leaves registers nothing more, and is not told of changes."""
+    router = Router("a")
+    router.registrations.stop()
+    router.procedures.add("b", handler)
+    router.register("a")
+    router.procedures.discard("a")
+    assert router.registering == router.taking_back == {}
+    router.registrations.stop()
