@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import re
 import signal
 from collections import Counter
+from typing import Any
 
 import pytest
 import pytest_twisted
 from autobahn.wamp.exception import ApplicationError
+from autobahn.wamp.types import CallOptions
 from twisted.internet.defer import DeferredList
 from twisted.internet.task import LoopingCall, deferLater
 from twisted.internet.threads import deferToThread
 
+from tests.real.wamp.nodes import TICKET
 from tests.real.wamp.test_triggers import until_led
+from tests.support.node import CrossbarNode
+from tests.support.ports import free_port
+from tests.support.process import ROOT
 
 pytestmark = pytest.mark.usefixtures("worker_process")
 
@@ -22,6 +30,44 @@ TOPIC, QUEUE = "com.example.scaled", "scaled"
 async def in_flight(caller) -> list[int]:
     """What each of two bridges has in flight; the router asks one after the other."""
     return [(await caller.call("scaled_api.status"))["in_flight"] for _ in range(2)]
+
+
+async def until_answered(caller, uri) -> None:
+    """Call, and again for as long as the router says that the bridge of a call is gone."""
+    answered = False
+    while not answered:
+        try:
+            answered = await caller.call(uri, 2, 3) == 5
+        except ApplicationError as error:
+            if error.error != ApplicationError.CANCELED:
+                raise
+
+
+async def until_there(caller, uri) -> None:
+    """Wait until somebody has registered a procedure, for callers who may not ask the router."""
+    from twisted.internet import reactor
+
+    deadline = reactor.seconds() + 20
+    there = False
+    while not there:
+        try:
+            await caller.call(uri)
+            there = True
+        except ApplicationError as error:
+            if error.error != ApplicationError.NO_SUCH_PROCEDURE:
+                raise
+        assert reactor.seconds() < deadline, f"{uri} was not registered"
+        await deferLater(reactor, 0.05, lambda: None)
+
+
+async def until_all_exist(files) -> None:
+    """Wait until every task has run that was to touch one of them."""
+    from twisted.internet import reactor
+
+    deadline = reactor.seconds() + 30
+    while not all(file.exists() for file in files):
+        assert reactor.seconds() < deadline, "some tasks have not run"
+        await deferLater(reactor, 0.1, lambda: None)
 
 
 @pytest_twisted.ensureDeferred
@@ -66,12 +112,7 @@ async def test_one_of_two_is_killed_under_load(app, router, bridge_process, clie
     assert ended == []
     killed.signal(signal.SIGKILL)
     since = reactor.seconds()
-    while True:
-        try:
-            assert await caller.call("scaled.taskapp.add", 2, 3) == 5
-            break
-        except ApplicationError as error:
-            assert error.error == ApplicationError.CANCELED
+    await until_answered(caller, "scaled.taskapp.add")
     assert reactor.seconds() - since < 5
     for number in range(50):
         assert await caller.call("scaled.taskapp.add", number, 1) == number + 1
@@ -86,13 +127,61 @@ async def test_one_of_two_is_killed_under_load(app, router, bridge_process, clie
     results = await outcomes
     failures = [failure.value.error for success, failure in results if not success]
     assert failures == [ApplicationError.CANCELED] * 250
-    deadline = reactor.seconds() + 30
-    while not all(file.exists() for file in (*called, triggered[-1])):
-        assert reactor.seconds() < deadline, "tasks of the bridge that was killed did not run"
-        await deferLater(reactor, 0.1, lambda: None)
+    await until_all_exist([*called, triggered[-1]])
     await caller.call("scaled.taskapp.add", 2, 3)
     assert {file.read_text() for file in (*called, *triggered) if file.exists()} == {"ran\n"}
     published = Counter((payload["task_id"], topic) for topic, payload in events.pending)
     assert set(published.values()) == {1}
     succeeded = [topic for _, topic in published if topic == "scaled.taskapp.touch.succeeded"]
     assert len(succeeded) >= 250
+
+
+def proxied_node(directory, ticket) -> tuple[CrossbarNode, str]:
+    """The guide's node as printed, but for its ports and for a second proxy; and where bridges connect."""
+    (config,) = re.findall(r"```json\n(.*?)```", (ROOT / "docs" / "scaling.md").read_text(), re.DOTALL)
+    outer, inner = free_port(), free_port()
+    workers = json.loads(config.replace("8080", str(outer)).replace("8081", str(inner)))["workers"]
+    node = {"version": 2, "workers": [*workers, workers[-1]]}
+    return CrossbarNode(directory, node, port=outer, env={"TWISTEDCELERY_TICKET": ticket}), (
+        f"ws://127.0.0.1:{inner}"
+    )
+
+
+@pytest_twisted.ensureDeferred
+async def test_proxies_in_front_of_a_router(bridge_process, client, tmp_path, touched):
+    """Clients that come over proxies on one port follow, cancel, and are known to tasks, as ever."""
+    node, inner = proxied_node(tmp_path / "node", TICKET)
+    try:
+        await deferToThread(node.start)
+        await deferToThread(node.process.wait_for_output, "NODE_BOOT_COMPLETE")
+        bridge_process(inner)
+        # Which proxy takes a connection is for the kernel to say.
+        callers = [await client(node.url) for _ in range(12)]
+        seen: list[Any] = []
+        options = CallOptions(on_progress=lambda *update: seen.append(update))
+        for caller in callers:
+            await until_there(caller, "celery_api.status")
+            headers = (await caller.call("celery.taskapp.request_info"))["headers"]
+            assert (headers["wamp_session"], headers["wamp_authrole"]) == (
+                caller.session_details.session,
+                "user",
+            )
+            assert await caller.call("celery.taskapp.countdown", 1, delay=0.01, options=options) == 1
+        assert seen == [("PROGRESS", {"current": 1, "total": 1})] * 12
+        events = await callers[0].events("celery.taskapp.touch", match="prefix")
+        call = callers[1].call("celery.taskapp.touch", str(touched), celery_options={"countdown": 60})
+        await callers[1].call("celery_api.status")
+        callers[1].cancel_call(call, "kill")
+        with pytest.raises(ApplicationError):
+            await call
+        assert (await events.get())[0] == "celery.taskapp.touch.revoked"
+        assert not touched.exists()
+        proxies = set(
+            re.findall(r"\[Proxy +(\d+)\] .*proxy frontend session accepted", node.process.output())
+        )
+        assert len(proxies) == 2
+        assert TICKET not in node.process.output()
+        for caller in callers:
+            await caller.close()
+    finally:
+        await deferToThread(node.stop)
