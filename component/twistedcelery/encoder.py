@@ -14,11 +14,12 @@ from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import celery.exceptions
 import kombu.exceptions
 from kombu.messaging import Producer
 
 from twistedcelery.appview import view_of
-from twistedcelery.errors import EncodeError, InvalidCall, TwistedCeleryError
+from twistedcelery.errors import EncodeError, InvalidCall, QueueNotFound, TwistedCeleryError
 from twistedcelery.message import OutgoingMessage
 
 if TYPE_CHECKING:
@@ -183,6 +184,10 @@ def translated(what: str) -> Iterator[None]:
         raise
     except kombu.exceptions.EncodeError as error:
         raise EncodeError(f"{what}: the arguments cannot be serialised: {error}") from error
+    except celery.exceptions.QueueNotFound as error:
+        raise QueueNotFound(
+            f"{what}: {error.args[0]}; task_create_missing_queues is off, so that none is made"
+        ) from error
     except Exception as error:
         raise InvalidCall(f"{what}: {error}") from error
 

@@ -8,6 +8,7 @@
     │   └── UnsupportedByBackend      the result backend cannot do that: chords over ``rpc://``
     ├── PublishError                  the task did not (certainly) reach the broker
     │   ├── InvalidCall               the arguments or options are not what Celery takes
+    │   │   └── QueueNotFound         the queue is not configured, and none may be made
     │   ├── EncodeError               the arguments cannot be serialised
     │   ├── BrokerUnavailable         no connection to the broker in time; nothing was sent
     │   │   └── BrokerAccessRefused   the broker refused the credentials or the virtual host
@@ -30,8 +31,8 @@ What a *task* raises is not in this tree: a call fails with the exception that
 
 from __future__ import annotations
 
+import celery.exceptions
 import kombu.exceptions
-from celery.exceptions import ImproperlyConfigured
 from twisted.internet import defer
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
     "PublishError",
     "PublishRejected",
     "PublishUnconfirmed",
+    "QueueNotFound",
     "RepliesLost",
     "ReplyNotAccepted",
     "ReplyTooLarge",
@@ -63,7 +65,7 @@ class TwistedCeleryError(Exception):
     """The root of all errors of this package."""
 
 
-class ConfigurationError(TwistedCeleryError, ImproperlyConfigured):
+class ConfigurationError(TwistedCeleryError, celery.exceptions.ImproperlyConfigured):
     """The Celery application, or the bridge's configuration, cannot work as it is."""
 
 
@@ -84,6 +86,13 @@ class PublishError(TwistedCeleryError):
 
 class InvalidCall(PublishError, TypeError, ValueError):
     """The arguments or options are not what Celery's own ``send_task`` takes. Nothing was sent."""
+
+
+class QueueNotFound(InvalidCall, celery.exceptions.QueueNotFound):
+    """``task_queues`` lacks the queue, and ``task_create_missing_queues`` is off. Nothing was sent."""
+
+    # A KeyError's is the repr of its message.
+    __str__ = Exception.__str__
 
 
 class EncodeError(PublishError, kombu.exceptions.EncodeError):

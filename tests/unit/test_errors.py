@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
+import celery.exceptions
 import kombu.exceptions
 import pytest
-from celery.exceptions import ImproperlyConfigured
 from twisted.internet import defer
 
 import twistedcelery
@@ -63,11 +63,12 @@ def test_errors_say_what_they_mean(name):
 @pytest.mark.parametrize(
     ("ours", "others"),
     [
-        (errors.ConfigurationError, ImproperlyConfigured),
+        (errors.ConfigurationError, celery.exceptions.ImproperlyConfigured),
         (errors.NoResultBackend, NotImplementedError),
         (errors.UnsupportedByBackend, NotImplementedError),
         (errors.InvalidCall, TypeError),
         (errors.InvalidCall, ValueError),
+        (errors.QueueNotFound, celery.exceptions.QueueNotFound),
         (errors.EncodeError, kombu.exceptions.EncodeError),
         (errors.ReplyNotAccepted, kombu.exceptions.ContentDisallowed),
         (errors.CallCancelled, defer.CancelledError),
@@ -99,6 +100,7 @@ def test_the_public_names_are_pinned():
             "PublishError",
             "PublishRejected",
             "PublishUnconfirmed",
+            "QueueNotFound",
             "RepliesLost",
             "ReplyNotAccepted",
             "ReplyTooLarge",

@@ -126,16 +126,20 @@ class ServerList(Protocol):
 
     def current(self) -> Server: ...
 
-    def advance(self) -> None: ...
+    def advance(self) -> int:
+        """Turn to the next one.
+
+        :return: how many there are to try before it is time to wait
+        """
 
 
 class Connection(Generic[L]):
     """Keeps one link to one of several servers.
 
-    :param servers: where to connect; after each failure the next one is tried
+    :param servers: where to connect; after each failure the next one is tried, at once until all were
     :param user: is told when the link comes and goes
     :param reactor: for time
-    :param backoff: seconds to wait after so many failures in a row
+    :param backoff: seconds to wait after all have failed, so many times in a row
         (`twisted.application.internet.backoffPolicy`)
     :param opener: connects and shakes hands, given an endpoint, its parameters and the reactor.
         Cancelling it drops the connection.
@@ -266,9 +270,9 @@ class Connection(Generic[L]):
         attempt, self._attempt = self._attempt, None
         if attempt is not None:
             attempt.cancel()
-        delay = self._backoff(self._failures)
         self._failures += 1
-        self._servers.advance()
+        rounds, tried = divmod(self._failures, self._servers.advance())
+        delay = 0.0 if tried else self._backoff(rounds - 1)
         described = type(reason)(f"{self._address}: {reason}")
         described.__cause__ = reason
         _log.warn("no connection: {reason}; trying again in {delay:.1f} s", reason=described, delay=delay)

@@ -100,9 +100,9 @@ class Brokers:
             f"{'amqps' if tls else 'amqp'}://{userid}@{shown}:{port}/{virtual_host.lstrip('/')}",
         )
 
-    def advance(self) -> None:
+    def advance(self) -> int:
         """Turn to the next broker of the failover list; with one broker there is nothing to turn to."""
-        switch_to_next(self._connection)
+        return switch_to_next(self._connection)
 
 
 def _tls_options(host: str, settings: Mapping[str, Any]) -> Any:

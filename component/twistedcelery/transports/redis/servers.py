@@ -55,13 +55,13 @@ class Servers:
     """The servers that one setting names, in the order in which to try them.
 
     :param make_pool: makes a redis-py connection pool for the server to try now
-    :param turn: turns to the next server
+    :param turn: turns to the next server, and returns how many there are
     :param reactor: for endpoints
     :param setting: the setting's name, for errors
     """
 
     def __init__(
-        self, make_pool: Callable[[], Any], turn: Callable[[], object], reactor: Any, setting: str
+        self, make_pool: Callable[[], Any], turn: Callable[[], int | None], reactor: Any, setting: str
     ) -> None:
         self._make_pool = make_pool
         self._turn = turn
@@ -94,9 +94,9 @@ class Servers:
             _address(read),
         )
 
-    def advance(self) -> None:
+    def advance(self) -> int:
         """Turn to the next server; with one server there is nothing to turn to."""
-        self._turn()
+        return self._turn() or 1
 
     def _endpoint(self, read: Any) -> Any:
         if isinstance(read, UnixDomainSocketConnection):

@@ -181,7 +181,10 @@ class FakeBrokers:
     """A failover list whose brokers are numbers.
 
     :ivar broken: raised by `current`
+    :ivar at_once: how many are tried before waiting
     """
+
+    at_once = 1
 
     def __init__(self, connect_timeout: float = 4.0, size: int = 3) -> None:
         self.connect_timeout = connect_timeout
@@ -194,8 +197,9 @@ class FakeBrokers:
             raise self.broken
         return SimpleNamespace(endpoint=self.position, parameters=None, address=f"amqp://{self.position}")
 
-    def advance(self) -> None:
+    def advance(self) -> int:
         self.position = (self.position + 1) % self._size
+        return self.at_once
 
 
 class Network:

@@ -157,6 +157,20 @@ def test_back_off(scene):
     assert scene.user.told == ["lost"] * 4
 
 
+def test_a_failover_list_is_tried_as_a_whole(scene):
+    """As with kombu, the next broker is tried at once, and waiting begins when none has answered."""
+    scene.network.brokers.at_once = 3
+    scene.connection.start()
+    for delay in (0, 0, 1, 0, 0, 2):
+        scene.network.refuse()
+        if delay:
+            scene.advance(delay - 0.01)
+            assert scene.connection.state is State.WAITING
+        scene.advance(0.01)
+        assert scene.connection.state is State.CONNECTING
+    assert [broker for broker, _ in scene.network.attempts] == [0, 1, 2, 0, 1, 2, 0]
+
+
 def test_success_starts_the_back_off_anew(scene):
     """After a link that came up the first wait is short again."""
     scene.connection.start()
