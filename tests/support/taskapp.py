@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import datetime
+import decimal
+import functools
 import json
 import os
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +21,27 @@ BROKER = "TWISTEDCELERY_TEST_BROKER"
 BACKEND = "TWISTEDCELERY_TEST_BACKEND"
 CONFIG = "TWISTEDCELERY_TEST_CONFIG"
 
-#: What `taskapp.odd` returns for each name. ``object`` cannot be serialised; the others go through
-#: Celery's JSON, and some are more than WAMP can carry.
+#: What `taskapp.odd` and `taskapp.report` return for each name. ``object`` cannot be serialised; the
+#: others go through Celery's JSON, and some are more than WAMP can carry.
 RESULTS: dict[str, Any] = {
     "nan": float("nan"),
     "infinity": float("inf"),
     "datetime": datetime.datetime(2024, 2, 29, 12, 30, tzinfo=datetime.UTC),
     "huge": 2**70,
+    "date": datetime.date(2024, 2, 29),
+    "uuid": uuid.UUID("00000000-0000-4000-8000-000000000001"),
+    "decimal": decimal.Decimal("0.10000000000000000001"),
+    "bytes": b"\x89PNG",
+    "tuple": (1, (2, 3)),
+    "largest": 2**64 - 1,
+    "smallest": -(2**63),
+    "too small": -(2**63) - 1,
+    "float": 0.1,
+    "text": "\u00fc \u2028 \U0001f600 \x7f",
+    "nested": {"a": [None, True, {"b": {"nan": [float("nan")]}}]},
+    "surrogate": "\ud800",
+    "nul key": {"\0": 1},
+    "deep": functools.reduce(lambda value, _: [value], range(200), 1),
     "integer keys": {1: "one", 2: "two"},
     "nul string": "\0binary",
     "17 MiB": "x" * (17 * 1024 * 1024),
@@ -85,6 +102,12 @@ def odd(kind: str) -> Any:
     return RESULTS[kind]
 
 
+def report(self: Task[..., Any], kind: str) -> Any:
+    """Report a value as progress, then return it."""
+    self.update_state(state="PROGRESS", meta=RESULTS[kind])
+    return RESULTS[kind]
+
+
 def touch(path: str) -> str:
     """Append a line to a file, so that a test sees how often the task ran."""
     with Path(path).open("a") as file:
@@ -114,7 +137,7 @@ def create_app(broker: str, backend: str, **config: Any) -> Celery:
     new.conf.update(config)
     for function in (add, echo, fail, fail_unrebuildable, sleep, odd, touch):
         new.task(function, name=f"taskapp.{function.__name__}")
-    for function in (countdown, retry_once, custom_state, request_info):
+    for function in (countdown, report, retry_once, custom_state, request_info):
         new.task(function, name=f"taskapp.{function.__name__}", bind=True)
     new.task(ignored, name="taskapp.ignored", ignore_result=True)
     return new

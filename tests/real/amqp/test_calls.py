@@ -244,6 +244,20 @@ async def test_a_queue_that_does_not_exist_yet_is_made(client, worker):
 
 
 @pytest_twisted.ensureDeferred
+async def test_replies_over_a_quorum_queue(client, worker, broker_url):
+    """Where the application's default is a quorum queue, replies come over one, too."""
+    worker()
+    tx_app = client(task_default_queue_type="quorum", result_expires=3600)
+    request = await tx_app.send_task("taskapp.request_info", queue=kombu.Queue("celery"))
+    arguments = {"x-expires": 3_600_000, "x-queue-type": "quorum"}
+    with connect(broker_url) as broker:
+        # Declared otherwise, it would be refused.
+        broker.default_channel.queue_declare(
+            request["reply_to"], durable=True, auto_delete=False, arguments=arguments
+        )
+
+
+@pytest_twisted.ensureDeferred
 async def test_task_protocol_1(client, worker):
     """The old message protocol works the whole way."""
     worker()

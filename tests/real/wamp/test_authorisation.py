@@ -195,6 +195,8 @@ async def test_a_configuration_of_the_guide(title, bridge_process, tmp_path):
         process = bridge_process(url, SECRETS["TWISTEDCELERY_TICKET"], env, app="my_app")
         await deferToThread(process.wait_for_output, "the bridge serves")
         assert "could not be registered" not in process.output()
+        allowed = next(methods for methods, *_, expected in PROBES[title] if expected == REACHED)
+        bystander = await guest(allowed, url, port, authority)
         outcomes = []
         for methods, action, uri, _ in PROBES[title]:
             try:
@@ -209,6 +211,10 @@ async def test_a_configuration_of_the_guide(title, bridge_process, tmp_path):
             else:
                 outcomes.append((methods, action, uri, None))
             await session.close()
+            # Whatever one is refused, the calls of another get through.
+            with pytest.raises(ApplicationError, match=REACHED):
+                await bystander.call(ADD)
+        await bystander.close()
         assert outcomes == PROBES[title]
         output = node.process.output() + process.output()
         assert [secret for secret in SECRETS.values() if secret in output] == []

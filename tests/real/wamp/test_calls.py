@@ -89,6 +89,40 @@ async def test_cancelling_a_call_revokes_the_task(mode, touched, router, bridge,
     assert await touched_by(caller, running, touched) == ""
 
 
+@pytest_twisted.ensureDeferred
+async def test_skipping_a_call(touched, router, bridge, client):
+    """A call cancelled with ``skip`` never reaches the bridge again: its task runs, and its events tell."""
+    running, caller = await bridge(router.url), await client(router.url)
+    events = await caller.events(running.uri("taskapp.touch"), match="prefix")
+    call = caller.call(running.uri("taskapp.touch"), str(touched), celery_options={"countdown": 0.5})
+    # The router forgets it; so does the client when it leaves.
+    call.addErrback(lambda failure: failure.trap(ApplicationError))
+    caller.cancel_call(call, "skip")
+    topic, _ = await events.get()
+    assert topic == running.uri("taskapp.touch.succeeded")
+    assert touched.read_text() == "ran\n"
+    assert (await caller.call(running.api("status")))["totals"] == {"sent": 1, "succeeded": 1}
+    assert not call.called
+
+
+@pytest.mark.parametrize("policy", ["revoke", "keep"])
+@pytest_twisted.ensureDeferred
+async def test_a_caller_who_waits_for_a_time(policy, touched, router, bridge, client):
+    """Past a call's own timeout, in whole seconds, the router ends it, and its task is revoked."""
+    from twisted.internet import reactor
+
+    running, caller = await bridge(router.url, on_caller_gone=policy), await client(router.url)
+    since = reactor.seconds()
+    options = CallOptions(timeout=1)
+    countdown = {"countdown": 2.5}
+    call = caller.call(running.uri("taskapp.touch"), str(touched), celery_options=countdown, options=options)
+    error = await refusal(call)
+    assert (error.error, error.args) == ("wamp.error.canceled", ("timeout reached",))
+    # Crossbar's seconds end together, so that the last one of a call may be short.
+    assert reactor.seconds() - since < 2.5
+    assert await touched_by(caller, running, touched) == ""
+
+
 @pytest.mark.parametrize(("policy", "ran"), [("revoke", ""), ("keep", "ran\n")])
 @pytest_twisted.ensureDeferred
 async def test_a_caller_who_leaves(policy, ran, touched, router, bridge, client):

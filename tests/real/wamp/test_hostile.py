@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -12,8 +13,6 @@ from autobahn.wamp.types import PublishOptions
 from twisted.internet.defer import DeferredList
 from twisted.internet.task import deferLater
 
-from tests.real.wamp.test_calls import refusal
-
 pytestmark = pytest.mark.usefixtures("worker_process")
 
 
@@ -21,9 +20,9 @@ pytestmark = pytest.mark.usefixtures("worker_process")
 async def undisturbed(running, caller):
     """A call of somebody else that is in flight meanwhile, and the bridge's session, survive."""
     session = running.bridge._session
-    other = caller.call(running.uri("taskapp.sleep"), 1)
+    other = caller.call(running.uri("taskapp.sleep"), 0.5)
     yield
-    assert await other == 1
+    assert await other == 0.5
     assert await caller.call(running.uri("taskapp.add"), 2, 3) == 5
     assert running.bridge._session is session
 
@@ -93,13 +92,14 @@ async def test_nan(serializer, router, bridge, client):
 @pytest_twisted.ensureDeferred
 async def test_the_reserved_keyword(options, router, bridge, client):
     """``celery_options`` takes what it is for, and nothing else."""
-    running, caller = await bridge(router.url), await client(router.url)
-    call = caller.call(running.uri("taskapp.add"), 1, 2, celery_options=options)
+    running, hostile, caller = await bridge(router.url), await client(router.url), await client(router.url)
+    async with undisturbed(running, caller):
+        call = hostile.call(running.uri("taskapp.add"), 1, 2, celery_options=options)
+        ended = await outcome(call)
     if options is None:
-        assert await call == 3
+        assert ended == "answered"
     else:
-        allowed = {running.uri("error.not_allowed"), running.uri("error.invalid_arguments")}
-        assert (await refusal(call)).error in allowed
+        assert ended in {running.uri("error.not_allowed"), running.uri("error.invalid_arguments")}
 
 
 @pytest.mark.parametrize(
@@ -108,11 +108,41 @@ async def test_the_reserved_keyword(options, router, bridge, client):
 @pytest_twisted.ensureDeferred
 async def test_look_alikes(name, router, bridge, client):
     """A name that differs by case, or only looks the same, is the name of nothing."""
-    running, caller = await bridge(router.url), await client(router.url)
-    error = await refusal(caller.call(running.api("submit"), name, [1, 2]))
-    assert error.error == running.uri("error.unknown_task")
-    error = await refusal(caller.call(running.uri(name), 1, 2))
-    assert error.error == ApplicationError.NO_SUCH_PROCEDURE
+    running, hostile, caller = await bridge(router.url), await client(router.url), await client(router.url)
+    async with undisturbed(running, caller):
+        submitted = await outcome(hostile.call(running.api("submit"), name, [1, 2]))
+        called = await outcome(hostile.call(running.uri(name), 1, 2))
+    assert (submitted, called) == (running.uri("error.unknown_task"), ApplicationError.NO_SUCH_PROCEDURE)
+
+
+@pytest_twisted.ensureDeferred
+async def test_task_ids_of_others(router, bridge, client):
+    """Who tries ids, right and wrong ones, learns nothing, changes nothing and disturbs nobody."""
+    running = await bridge(router.url, task_access="caller")
+    hostile, caller = await client(router.url), await client(router.url)
+    task_id = await caller.call(running.api("submit"), "taskapp.sleep", [0.5])
+    ids = [
+        task_id,
+        task_id.upper(),
+        uuid.UUID(task_id).hex,
+        str(uuid.uuid4()),
+        "",
+        "x" * 1000,
+        7,
+        None,
+        [],
+        {},
+    ]
+    async with undisturbed(running, caller):
+        refused = {
+            await outcome(hostile.call(running.api(procedure), each))
+            for procedure in ("result", "revoke")
+            for each in ids
+        }
+        states = [await outcome(hostile.call(running.api("state"), each)) for each in ids]
+    assert refused == {running.uri("error.unknown_task"), running.uri("error.invalid_arguments")}
+    assert set(states) == {"answered", running.uri("error.invalid_arguments")}
+    assert await caller.call(running.api("result"), task_id) == 0.5
 
 
 @pytest_twisted.ensureDeferred

@@ -39,7 +39,8 @@ def make_publisher(app: Celery, reactor: Any, publish_timeout: float) -> AmqpPub
 
 def make_results(app: Celery, reactor: Any, receiver: ReplyReceiver) -> AmqpResults:
     """Consume replies from ``broker_read_url``. Connects when the first task is watched."""
-    results = AmqpResults(reactor, receiver, ReplyDecoder(app), uuid())
+    quorum = app.conf.task_default_queue_type == "quorum"
+    results = AmqpResults(reactor, receiver, ReplyDecoder(app), uuid(), quorum)
     brokers = Brokers(app.connection_for_read(), reactor, app.conf.broker_heartbeat or 0)
     return results.use(Connection(brokers, results, reactor, backoff, open_link))
 

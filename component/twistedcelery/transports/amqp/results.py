@@ -2,7 +2,9 @@
 
 The queue that Celery's own client declares is deleted with its only consumer, and results in
 flight with it. This one stays while the connection is made anew; the broker deletes it when it
-has had no consumer for ``x-expires``, and `AmqpResults.close` deletes it at once.
+has had no consumer for ``x-expires``, and `AmqpResults.close` deletes it at once. Where the
+application's own queues are quorum queues, so is this one: a classic queue of a RabbitMQ cluster is
+on one node alone, and while that node is down no other has it, nor lets anybody declare it.
 """
 
 from __future__ import annotations
@@ -53,15 +55,19 @@ class AmqpResults:
     :param receiver: is told of each state
     :param decoder: reads the replies
     :param queue: the reply queue's name
+    :param quorum: whether it is a quorum queue
     """
 
     available = True
 
-    def __init__(self, reactor: Clock, receiver: ReplyReceiver, decoder: ReplyDecoder, queue: str) -> None:
+    def __init__(
+        self, reactor: Clock, receiver: ReplyReceiver, decoder: ReplyDecoder, queue: str, quorum: bool = False
+    ) -> None:
         self._reactor = reactor
         self._receiver = receiver
         self._decoder = decoder
         self._queue = queue
+        self._quorum = quorum
         self._watched: set[str] = set()
         self._waiters: dict[Deferred[None], None] = {}
         self._channel: AmqpChannel | None = None
@@ -124,11 +130,11 @@ class AmqpResults:
         channel: AmqpChannel = yield link.open_channel()
         channel.on_closed(lambda _reason: link.drop())
         expires = max(MIN_EXPIRES, self._decoder.expires or DEFAULT_EXPIRES)
+        arguments: dict[str, Any] = {"x-expires": int(expires * 1000)}
+        if self._quorum:
+            arguments["x-queue-type"] = "quorum"
         yield channel.declare(
-            Declaration(
-                "queue_declare",
-                {"queue": self._queue, "durable": True, "arguments": {"x-expires": int(expires * 1000)}},
-            )
+            Declaration("queue_declare", {"queue": self._queue, "durable": True, "arguments": arguments})
         )
         # The broker ends the consumer when the queue is deleted under it; the next link declares
         # it again.

@@ -51,11 +51,11 @@ class Receiver:
 class Scene:
     """A result source, its receiver and its network."""
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, quorum: bool = False, **settings: Any) -> None:
         self.network = Network()
         self.receiver = Receiver()
         decoder = ReplyDecoder(bare_app(**settings))
-        self.results = AmqpResults(self.network.clock, self.receiver, decoder, "replies-1")
+        self.results = AmqpResults(self.network.clock, self.receiver, decoder, "replies-1", quorum)
         self.connection = self.network.connection(self.results)
         self.results.use(self.connection)
         self.links: list[FakeLink] = []
@@ -145,6 +145,15 @@ def test_the_queue_is_declared_and_consumed(scene):
     assert scene.channel.consumed == [("replies-1", PREFETCH)]
     assert scene.results.reply_to == "replies-1"
     assert scene.results.available
+
+
+def test_a_queue_on_several_nodes():
+    """A quorum queue is declared as one, and expires as well."""
+    (declaration,) = Scene(quorum=True).up().channel.declared
+    assert declaration.arguments["arguments"] == {
+        "x-expires": DEFAULT_EXPIRES * 1000,
+        "x-queue-type": "quorum",
+    }
 
 
 @pytest.mark.parametrize(
