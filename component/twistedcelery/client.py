@@ -103,6 +103,25 @@ class TwistedCelery(CanvasMethods):
         return self._outbox is not None and self._outbox.connected
 
     @property
+    def broker_connected(self) -> bool:
+        """Whether there is a connection over which tasks are sent."""
+        return self._wires is not None and self._wires.publisher.connected
+
+    @property
+    def backend_connected(self) -> bool:
+        """Whether there is a connection over which results come."""
+        return self._wires is not None and self._wires.results.connected
+
+    @property
+    def keeps_results(self) -> bool:
+        """Whether the result backend can be asked about any task by its id. Over ``rpc://`` it cannot.
+
+        :raises TwistedCeleryError: once the client is disconnected, or where the application cannot be used
+        """
+        wires = self._wired()
+        return wires.results.available and wires.store is not None
+
+    @property
     def in_flight(self) -> int:
         """The number of calls that have not ended."""
         return len(self._pending) + len(self._canvases)

@@ -3,7 +3,7 @@
 A newcomer reads `session` first, then `bridge`, which wires the rest::
 
     session ─ bridge ─┬─ calls ─ in_flight ─ followed ─ topics
-                      ├─ api                            values
+                      ├─ api ─ known_tasks   neighbours   stored   values
                       ├─ operator_api ─ worker_commands
                       ├─ discovery ─ announced
                       └─ exposed   procedures   config   errors   uris

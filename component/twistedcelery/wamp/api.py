@@ -7,12 +7,10 @@ from collections.abc import Callable, Mapping
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 
-from autobahn.wamp.exception import ApplicationError
 from celery import states
 
-from twistedcelery.wamp.followed import FollowedTask
-from twistedcelery.wamp.submitted import EndedTask, EndedTasks
-from twistedcelery.wamp.values import Unencodable, normalise_and_measure
+from twistedcelery.wamp.known_tasks import KnownTasks
+from twistedcelery.wamp.stored import StoredTasks
 
 if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
@@ -23,11 +21,9 @@ if TYPE_CHECKING:
     from twistedcelery.wamp.exposed import ExposedTask
     from twistedcelery.wamp.in_flight import InFlight
     from twistedcelery.wamp.invocation import Caller, Handler, Invocation
+    from twistedcelery.wamp.neighbours import Neighbours
 
 __all__ = ["CallerApi"]
-
-#: Bytes that an error takes, about, while it is remembered.
-_ERROR_SIZE = 1024
 
 #: Longer ids are nobody's: AMQP itself carries no longer ones.
 _MAX_TASK_ID = 255
@@ -36,7 +32,8 @@ _MAX_TASK_ID = 255
 class CallerApi:
     """What callers may ask of a bridge. Each method but the last is one procedure.
 
-    ``result`` and ``state`` know the tasks that this bridge submitted, or is waiting for.
+    What is asked by a task's id the bridge that sent the task answers best: it follows it. Of a task that no
+    bridge has sent, or that has long ended, the result backend may know.
     """
 
     def __init__(
@@ -45,12 +42,24 @@ class CallerApi:
         context: Context,
         tasks: Mapping[str, ExposedTask],
         in_flight: InFlight,
+        known: KnownTasks,
+        neighbours: Neighbours,
+        status: Callable[[], Mapping[str, Any]],
     ) -> None:
+        """Nothing is asked before a call comes.
+
+        :param known: the tasks that this bridge sent
+        :param neighbours: the bridges that sent others
+        :param status: what the bridge knows of itself
+        """
         self._client = client
         self._context = context
         self._tasks = tasks
         self._in_flight = in_flight
-        self._ended = EndedTasks()
+        self._known = known
+        self._neighbours = neighbours
+        self._stored = StoredTasks(client, context.errors)
+        self._status = status
         #: Calls of ``result`` that have no answer yet.
         self._waiting = 0
 
@@ -73,25 +82,25 @@ class CallerApi:
                 "invalid_arguments", "submit takes a list as args and an object as kwargs"
             )
         followed = self._in_flight.send(task, args or (), kwargs or {}, options, caller)
-        self._remember_end(followed)
+        self._known.remember_end(followed)
         return followed.published().addCallback(lambda _: followed.task_id)
 
-    def result(self, caller: Caller, task_id: Any) -> Any:
-        """Wait for a task's result."""
+    def result(self, caller: Caller, task_id: Any) -> Deferred[Any]:
+        """Wait for a task's result, within ``call_timeout``. The task itself goes on."""
         canonical = self._canonical(task_id)
-        known = self._find(canonical, caller)
-        if known is None:
-            raise self._unknown(canonical)
-        if isinstance(known, FollowedTask):
-            return self._wait(known)
-        if isinstance(known.result, ApplicationError):
-            raise known.result
-        return known.result
+        known = self._known.find(canonical, caller)
+        if known is not None:
+            return self._wait(lambda: KnownTasks.result(known), canonical)
+        return self._wait(lambda: self._ask_others("result", canonical, caller), canonical)
 
-    def state(self, caller: Caller, task_id: Any) -> str:
+    def state(self, caller: Caller, task_id: Any) -> str | Deferred[str]:
         """Celery's name of the task's state; ``PENDING``, as in Celery, also for what is not known."""
-        known = self._find(self._canonical(task_id), caller)
-        return known.state if known is not None else states.PENDING
+        canonical = self._canonical(task_id)
+        known = self._known.find(canonical, caller)
+        if known is not None:
+            return known.state
+        asked: Deferred[str] = self._ask_others("state", canonical, caller)
+        return asked.addErrback(self._pending)
 
     def revoke(self, caller: Caller, task_id: Any) -> Deferred[None]:
         """Ask the workers to revoke a task.
@@ -99,22 +108,23 @@ class CallerApi:
         :return: fires once the broker has the request; what becomes of the task, its events tell
         """
         canonical = self._canonical(task_id)
-        # Where everybody may, another bridge's tasks can be revoked here as well.
-        if self._context.config.task_access == "caller" and self._find(canonical, caller) is None:
-            raise self._unknown(canonical)
-
-        def failed(failure: Failure) -> None:
-            raise self._context.errors.not_delivered(failure, canonical)
-
-        return self._client.revoke(canonical, terminate=self._context.config.terminate).addErrback(failed)
+        # Where everybody may, it does not matter who has sent it.
+        if self._context.config.task_access == "all" or self._known.find(canonical, caller) is not None:
+            return self._neighbours.revoke(canonical)
+        return self._ask_others("revoke", canonical, caller)
 
     def status(self, _: Caller) -> dict[str, Any]:
-        """``connected`` to the broker, ``in_flight``, ``max_in_flight`` and ``totals`` since the start."""
+        """How this bridge is, as docs/bridge.md has it."""
         return {
             "connected": self._client.connected,
+            "broker_connected": self._client.broker_connected,
+            "backend_connected": self._client.backend_connected,
             "in_flight": len(self._in_flight),
             "max_in_flight": self._context.config.max_in_flight,
+            "waiting": self._waiting,
+            "tasks": len(self._tasks),
             "totals": dict(self._in_flight.totals),
+            **self._status(),
         }
 
     def handlers(self) -> dict[str, Handler]:
@@ -136,18 +146,24 @@ class CallerApi:
 
         return handle
 
-    def _find(self, task_id: str, caller: Caller) -> FollowedTask | EndedTask | None:
-        """A task, as far as it is known here and the caller may know of it."""
-        known = self._in_flight.find(task_id) or self._ended.find(task_id)
-        if known is None or self._context.config.task_access == "all" or known.caller.is_same(caller):
-            return known
-        return None
+    def _ask_others(self, question: str, task_id: str, caller: Caller) -> Deferred[Any]:
+        """Ask the bridge that sent a task, then the result backend, which knows nothing of callers."""
+        asked = self._neighbours.ask(question, task_id, caller)
+        return asked.addErrback(self._ask_backend, question, task_id)
 
-    def _unknown(self, task_id: str) -> ApplicationError:
-        # The same words for a task that does not exist and for one of somebody else.
-        return self._context.errors.make("unknown_task", f"this bridge does not know the task {task_id}")
+    def _ask_backend(self, failure: Failure, question: str, task_id: str) -> Deferred[Any] | Failure:
+        unknown = self._context.errors.is_a(failure.value, "unknown_task")
+        if not unknown or self._context.config.task_access == "caller" or not self._client.keeps_results:
+            return failure
+        return self._stored.state(task_id) if question == "state" else self._stored.result(task_id)
 
-    def _wait(self, followed: FollowedTask) -> Deferred[Any]:
+    def _pending(self, failure: Failure) -> str:
+        if not self._context.errors.is_a(failure.value, "unknown_task"):
+            failure.raiseException()
+        pending: str = states.PENDING
+        return pending
+
+    def _wait(self, start: Callable[[], Deferred[Any]], task_id: str) -> Deferred[Any]:
         limit = self._context.config.max_in_flight
         if self._waiting >= limit:
             raise self._context.errors.make(
@@ -159,7 +175,14 @@ class CallerApi:
             self._waiting -= 1
             return result
 
-        return followed.result().addBoth(ended)
+        waiting = start()
+        timeout = self._context.config.call_timeout
+        if timeout is not None:
+            waiting.addTimeout(timeout, self._context.clock, lambda *_: self._too_late(timeout, task_id))
+        return waiting.addBoth(ended)
+
+    def _too_late(self, timeout: float, task_id: str) -> None:
+        raise self._context.errors.make("timeout", f"no result within {timeout:g} s", task_id=task_id)
 
     def _canonical(self, task_id: Any) -> str:
         """The id as Celery writes it. Callers may leave out the dashes, as the topics do."""
@@ -171,20 +194,3 @@ class CallerApi:
             return str(uuid.UUID(task_id))
         except ValueError:
             return task_id
-
-    def _remember_end(self, followed: FollowedTask) -> None:
-        def succeeded(value: Any) -> None:
-            try:
-                normal, size = normalise_and_measure(value)
-            except Unencodable as unencodable:
-                remember(self._context.errors.unencodable(unencodable, followed.task_id), _ERROR_SIZE)
-            else:
-                remember(normal, size)
-
-        def failed(failure: Failure) -> None:
-            remember(failure.value, _ERROR_SIZE)
-
-        def remember(result: Any, size: int) -> None:
-            self._ended.add(followed.task_id, EndedTask(followed.caller, followed.state, result, size))
-
-        followed.result().addCallbacks(succeeded, failed)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import time
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet import defer
@@ -25,7 +26,9 @@ from twistedcelery.wamp.discovery import Discovery
 from twistedcelery.wamp.errors import CallErrors
 from twistedcelery.wamp.exposed import ExposedTask, ExposedTasks, load_application
 from twistedcelery.wamp.in_flight import InFlight
+from twistedcelery.wamp.known_tasks import KnownTasks
 from twistedcelery.wamp.leadership import Leadership, ProvidingSession
+from twistedcelery.wamp.neighbours import Neighbours
 from twistedcelery.wamp.operator_api import OperatorApi
 from twistedcelery.wamp.presence import describe_process
 from twistedcelery.wamp.procedures import Procedures
@@ -103,12 +106,15 @@ class Bridge:
             triggers.start,
             lambda: None,
         )
-        api = CallerApi(client, context, self._tasks, self._in_flight)
+        known = KnownTasks(context, self._in_flight)
+        neighbours = Neighbours(client, context, self.uris, known, lambda: self._session)
+        api = CallerApi(client, context, self._tasks, self._in_flight, known, neighbours, self._describe)
         admin = OperatorApi(app, client, context, self.uris)
         self.procedures = Procedures(
             {
                 **{self.uris.api(name): handler for name, handler in api.handlers().items()},
                 **{self.uris.admin(name): handler for name, handler in admin.handlers().items()},
+                neighbours.uri: neighbours.answer,
             }
         )
         for task in self._tasks.values():
@@ -152,6 +158,14 @@ class Bridge:
 
         left = succeed(None) if self._session is None else self._session.leave()
         return left.addCallback(disconnect)
+
+    def _describe(self) -> dict[str, Any]:
+        return {
+            "router_connected": self._session is not None and self._session.is_attached(),
+            "leader": self._leadership.leads,
+            "workers": None if self._discovery is None else len(self._discovery),
+            "version": version("twistedcelery"),
+        }
 
     def _task_changed(self, task: ExposedTask, exposed: bool) -> None:
         if task.uri is not None and exposed:

@@ -80,6 +80,19 @@ class CallErrors:
         """One of the errors in the module's table, by the last part of its URI."""
         return _CallError(self._uris.error(name), plain_text(message), **details)
 
+    def is_a(self, error: object, name: str) -> bool:
+        """Whether it is the error of that name."""
+        return isinstance(error, ApplicationError) and bool(error.error == self._uris.error(name))
+
+    def is_one(self, error: ApplicationError) -> bool:
+        """Whether a bridge of the same prefix has made it."""
+        return bool(error.error.startswith(self._uris.error("")))
+
+    def again(self, error: ApplicationError) -> ApplicationError:
+        """The same error, as another bridge has made it."""
+        message = str(error.args[0]) if error.args else ""
+        return _CallError(error.error, plain_text(message), **error.kwargs)
+
     def task_failed(
         self, failure: Failure, task: str, task_id: str, traceback: str | None
     ) -> ApplicationError:

@@ -75,6 +75,11 @@ class Leadership(Generic[S]):
         self._retry: Timer | None = None
         self._refused: str | None = None
 
+    @property
+    def leads(self) -> bool:
+        """Whether this bridge is the leader now."""
+        return self._leads
+
     def attach(self, session: S) -> None:
         """Compete over this session from now on."""
         self._step_down()

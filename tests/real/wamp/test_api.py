@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import uuid
+from importlib.metadata import version
 
 import pytest
 import pytest_twisted
+from twisted.internet.defer import gatherResults
+from twisted.internet.threads import deferToThread
 
+from tests.real.wamp import apps
 from tests.real.wamp.test_calls import refusal
+from tests.support.taskapp import create_app
+from twistedcelery import TwistedCelery
 
 pytestmark = pytest.mark.usefixtures("worker_process")
 
@@ -84,11 +90,21 @@ async def test_status(router, bridge, client):
     running, caller = await bridge(router.url, max_in_flight=7), await client(router.url)
     await caller.call(running.uri("taskapp.add"), 1, 2)
     await refusal(caller.call(running.uri("taskapp.fail"), "x"))
-    assert await caller.call(running.api("status")) == {
+    status = await caller.call(running.api("status"))
+    assert status.pop("tasks") > 10
+    # It leads a little later, if nobody else does.
+    assert status.pop("leader") in {True, False}
+    assert status == {
         "connected": True,
+        "broker_connected": True,
+        "backend_connected": True,
+        "router_connected": True,
         "in_flight": 0,
         "max_in_flight": 7,
+        "waiting": 0,
+        "workers": None,
         "totals": {"sent": 2, "succeeded": 1, "failed": 1},
+        "version": version("twistedcelery"),
     }
 
 
@@ -128,7 +144,7 @@ async def test_tasks_of_others(touched, router, bridge, client):
         for procedure in ("result", "revoke"):
             error = await refusal(other.call(running.api(procedure), task_id))
             assert error.error == running.uri("error.unknown_task")
-            assert error.args == (f"this bridge does not know the task {task_id}",)
+            assert error.args == (f"no bridge knows the task {task_id}",)
         assert await other.call(running.api("state"), task_id) == "PENDING"
     assert await caller.call(running.api("result"), waiting) == str(touched)
     assert await caller.call(running.api("state"), waiting) == "SUCCESS"
@@ -168,3 +184,70 @@ async def test_too_many_calls_of_one_caller(router, bridge, client):
     for call in accepted:
         assert await call == 0.5
     assert await caller.call(uri, 0) == 0
+
+
+@pytest.mark.parametrize("access", ["all", "caller"])
+@pytest_twisted.ensureDeferred
+async def test_tasks_of_another_bridge(access, touched, router, bridge, client):
+    """Of two bridges, each answers for the other's tasks, to those who may know of them, and revokes them."""
+    extra = {"prefix": f"two{access}", "task_access": access}
+    for timeout in (8, 9):
+        running = await bridge(router.url, **extra, publish_timeout=timeout)
+    caller, other = await client(router.url), await client(router.url)
+    ids = [await caller.call(running.api("submit"), "taskapp.add", [number, 1]) for number in range(4)]
+    assert len({task_id[:6] for task_id in ids}) == 2
+    for _ in range(3):
+        # An odd number of calls, so that each task is asked for at each bridge.
+        assert [await caller.call(running.api("result"), task_id) for task_id in ids] == [1, 2, 3, 4]
+        assert await caller.call(running.api("state"), ids[0]) == "SUCCESS"
+    failing = await caller.call(running.api("submit"), "taskapp.fail", ["no luck"])
+    for _ in range(2):
+        error = await refusal(caller.call(running.api("result"), failing))
+        assert (error.error, error.kwargs["exc_message"]) == (running.uri("error.task_failed"), "no luck")
+        if access == "caller":
+            error = await refusal(other.call(running.api("result"), failing))
+            assert error.error == running.uri("error.unknown_task")
+    for _ in range(2):
+        later = {"countdown": 1}
+        task_id = await caller.call(running.api("submit"), "taskapp.touch", [str(touched)], {}, later)
+        waiting = [caller.call(running.api("result"), task_id) for _ in range(2)]
+        if access == "caller":
+            for _ in range(2):
+                error = await refusal(other.call(running.api("revoke"), task_id))
+                assert error.error == running.uri("error.unknown_task")
+        await caller.call(running.api("revoke"), task_id)
+        for result in waiting:
+            assert (await refusal(result)).error == running.uri("error.revoked")
+    assert not touched.exists()
+
+
+@pytest_twisted.ensureDeferred
+async def test_tasks_of_anybody(redis_server, worker, router, bridge, client, monkeypatch):
+    """Where the result backend keeps results, a bridge answers also for tasks that no bridge has sent."""
+    broker, backend = redis_server.url(0), redis_server.url(1)
+    await deferToThread(worker, broker=broker, backend=backend)
+    app = create_app(broker, backend)
+    monkeypatch.setattr(apps, "current", app)
+    running, caller = await bridge(router.url, call_timeout=3), await client(router.url)
+    sender = TwistedCelery(create_app(broker, backend))
+    try:
+        calls = [sender.send_task("taskapp.add", (2, 3)), sender.send_task("taskapp.fail", ("no luck",))]
+        for call in calls:
+            call.addErrback(lambda failure: failure.trap(ValueError))
+            await call.published
+        added, failed = (call.task_id for call in calls)
+        assert await caller.call(running.api("result"), added) == 5
+        assert await caller.call(running.api("state"), added) == "SUCCESS"
+        error = await refusal(caller.call(running.api("result"), failed))
+        assert (error.error, error.kwargs["exc_message"]) == (running.uri("error.task_failed"), "no luck")
+        assert error.kwargs["task_id"] == failed
+        assert await caller.call(running.api("state"), failed) == "FAILURE"
+        # One that nobody has sent cannot be told from one that nobody has begun.
+        nobodys = str(uuid.uuid4())
+        assert await caller.call(running.api("state"), nobodys) == "PENDING"
+        assert (await refusal(caller.call(running.api("result"), nobodys))).error == running.uri(
+            "error.timeout"
+        )
+        await gatherResults(calls)
+    finally:
+        await sender.disconnect()

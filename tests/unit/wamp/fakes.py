@@ -78,6 +78,25 @@ class FakeStream:
         self.handlers[event]({"type": event, "hostname": worker, "pid": 1})
 
 
+class FakeResult:
+    """A `twistedcelery.results.TaskResult` that the test answers for.
+
+    :ivar asked: the Deferreds that ``state`` and ``get()`` have given
+    """
+
+    def __init__(self) -> None:
+        self.meta: Mapping[str, Any] | None = None
+        self.asked: list[Deferred[Any]] = []
+
+    @property
+    def state(self) -> Deferred[Any]:
+        return self.get()
+
+    def get(self) -> Deferred[Any]:
+        self.asked.append(Deferred())
+        return self.asked[-1]
+
+
 class FakeClient:
     """Remembers the calls that `twistedcelery.TwistedCelery` would have sent.
 
@@ -94,6 +113,10 @@ class FakeClient:
         self.connected = True
         self.control = FakeControl()
         self.streams: list[FakeStream] = []
+        self.broker_connected = self.backend_connected = True
+        self.keeps_results = False
+        #: What the result backend keeps, by task id.
+        self.results: dict[str, FakeResult] = {}
         #: Raised as the failure of the next call.
         self.refuse: Exception | None = None
 
@@ -114,6 +137,9 @@ class FakeClient:
     def revoke(self, task_id: str, terminate: bool = False) -> Deferred[None]:
         self.revoked.append((task_id, terminate))
         return succeed(None)
+
+    def result(self, task_id: str) -> FakeResult:
+        return self.results.setdefault(task_id, FakeResult())
 
     def events(self, handlers: Mapping[str, Any], **options: Any) -> FakeStream:
         self.streams.append(FakeStream(handlers, options))

@@ -33,6 +33,15 @@ def test_bridges_know_their_ids():
         assert not TaskIds("realm", "1celery").made(task_id)
 
 
+def test_an_id_tells_its_bridge():
+    """Any bridge can tell which one has made an id; of others nobody has."""
+    other = TaskIds("realm1", "celery")
+    assert IDS.owner(other.new()) == other.own != IDS.own
+    assert IDS.owner(uuid.UUID(IDS.new()).hex) == IDS.own
+    assert IDS.owner(TaskIds("realm2", "celery").new()) is None
+    assert IDS.owner("something else") is None
+
+
 def test_celerys_ids_are_nobodys():
     """An id that Celery has made is never taken for a bridge's."""
     assert not any(IDS.made(celery_uuid()) for _ in range(1000))
