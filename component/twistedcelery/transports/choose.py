@@ -66,6 +66,10 @@ def choose_subscriber(app: Celery, reactor: Any, *, timeout: float, transport: s
         from twistedcelery.transports import amqp
 
         return amqp.make_subscriber(app, reactor, timeout)
+    if transport == "auto" and _is_redis(app, app.conf.broker_read_url):
+        from twistedcelery.transports import redis
+
+        return redis.make_subscriber(app, reactor, timeout)
     from twistedcelery.transports.threads.subscriber import ThreadedSubscriber
 
     return ThreadedSubscriber(app, reactor)

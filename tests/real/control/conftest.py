@@ -18,7 +18,7 @@ from twisted.internet.threads import deferToThread
 from tests.support.taskapp import create_app
 from twistedcelery import TwistedCelery
 
-IMPLEMENTATIONS = ("amqp, native", "amqp, threads", "redis", "filesystem")
+IMPLEMENTATIONS = ("amqp, native", "amqp, threads", "redis, native", "redis, threads", "filesystem")
 
 
 class Parts:
@@ -89,10 +89,10 @@ def _parts(name, request, tmp_path):
         }
         backend = f"file://{tmp_path}/results"
         return Parts("filesystem://", backend, "auto", worker, broker_transport_options=options)
-    if name == "redis":
+    transport = "auto" if name.endswith("native") else "threads"
+    if name.startswith("redis"):
         server = request.getfixturevalue("redis_server")
-        return Parts(server.url(0), server.url(1), "threads", worker)
-    transport = "auto" if name == "amqp, native" else "threads"
+        return Parts(server.url(0), server.url(1), transport, worker)
     parts = Parts(request.getfixturevalue("broker_url"), "rpc://", transport, worker)
     parts.rabbitmq = request.getfixturevalue("rabbitmq")
     return parts
@@ -106,8 +106,16 @@ def parts(request, tmp_path):
     pytest_twisted.blockon(ensureDeferred(made.close()))
 
 
-@pytest.fixture
+@pytest.fixture(params=[name for name in IMPLEMENTATIONS if name.endswith("native")])
 def native(request, tmp_path):
+    """A broker that is used natively, one kind after another."""
+    made = _parts(request.param, request, tmp_path)
+    yield made
+    pytest_twisted.blockon(ensureDeferred(made.close()))
+
+
+@pytest.fixture
+def rabbitmq_parts(request, tmp_path):
     """RabbitMQ, natively."""
     made = _parts("amqp, native", request, tmp_path)
     yield made

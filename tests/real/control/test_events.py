@@ -7,6 +7,7 @@ import time
 import pytest
 import pytest_twisted
 from celery import states
+from celery.events.event import get_exchange
 from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThread
 
@@ -157,6 +158,7 @@ async def test_what_is_not_accepted_is_dropped(native, eventually):
     def send():
         app = native.app()
         with app.connection_for_write() as connection, connection.channel() as channel:
+            get_exchange(connection)(channel).declare()
             for content_type, body in (
                 ("application/x-python-serialize", b"cos\nsystem\n(S'true'\ntR."),
                 ("application/json", b"{"),
@@ -174,13 +176,13 @@ async def test_what_is_not_accepted_is_dropped(native, eventually):
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_queue_that_the_broker_refuses(native, logged_errors):
+async def test_a_queue_that_the_broker_refuses(rabbitmq_parts, logged_errors):
     """A queue that exists with other arguments ends its stream, and no other one."""
-    tx_app = native.client()
+    tx_app = rabbitmq_parts.client()
     seen = Seen()
 
     def declare():
-        app = native.app()
+        app = rabbitmq_parts.app()
         with app.connection_for_write() as connection, connection.channel() as channel:
             channel.queue_declare("celeryev.taken", durable=True, auto_delete=False, exclusive=False)
 
@@ -206,6 +208,25 @@ def on(node, transport, worker):
 async def test_a_stream_survives_its_broker(rabbitmq_node, worker, eventually, transport):
     """After connections closed by the administrator, and after a killed and restarted broker, events come."""
     parts = on(rabbitmq_node, transport, worker)
+    await survives(
+        parts,
+        eventually,
+        (rabbitmq_node.broker.close_connections, lambda: None),
+        (rabbitmq_node.kill, rabbitmq_node.start),
+        settle=rabbitmq_node.broker.sync,
+    )
+
+
+@pytest.mark.timeout(120)
+@pytest_twisted.ensureDeferred
+async def test_a_stream_survives_its_redis(redis_server, worker, eventually):
+    """After a killed Redis that comes back with nothing of what it had, events and replies come."""
+    parts = Parts(redis_server.url(0), redis_server.url(1), "auto", worker)
+    await survives(parts, eventually, (redis_server.kill, redis_server.start))
+
+
+async def survives(parts, eventually, *faults, settle=lambda: None):
+    """Have a stream interrupted in some ways, each with the way back."""
     started = await parts.worker(events=True)
     tx_app = parts.client(publish_timeout=60)
     seen = Seen()
@@ -219,11 +240,8 @@ async def test_a_stream_survives_its_broker(rabbitmq_node, worker, eventually, t
         assert stream.state.tasks[call.task_id].state == states.SUCCESS
 
     await events_come()
-    for goes_away, comes_back in (
-        (rabbitmq_node.broker.close_connections, lambda: None),
-        (rabbitmq_node.kill, rabbitmq_node.start),
-    ):
-        await deferToThread(rabbitmq_node.broker.sync)
+    for goes_away, comes_back in faults:
+        await deferToThread(settle)
         await deferToThread(goes_away)
         await eventually(lambda: not stream.connected)
         await deferToThread(comes_back)

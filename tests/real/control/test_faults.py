@@ -13,17 +13,17 @@ from tests.real.transports.relay import Relay
 from twistedcelery import BrokerAccessRefused, BrokerUnavailable, RepliesLost
 
 
-@pytest.fixture(params=["amqp, native", "amqp, threads", "redis"])
+@pytest.fixture(params=["amqp, native", "amqp, threads", "redis, native", "redis, threads"])
 def relayed(request, worker):
     """A client's way to a broker, which can be cut; the URL that workers use."""
-    if request.param == "redis":
+    if request.param.startswith("redis"):
         server = request.getfixturevalue("redis_server")
         port, url, backend = server.port, server.url(0), server.url(1)
     else:
         port = request.getfixturevalue("rabbitmq").port
         url, backend = request.getfixturevalue("broker_url"), "rpc://"
     relay = Relay(port)
-    transport = "auto" if request.param == "amqp, native" else "threads"
+    transport = "auto" if request.param.endswith("native") else "threads"
     behind = url.replace(f":{port}/", f":{relay.port}/")
     parts = Parts(behind, backend.replace(f":{port}/", f":{relay.port}/"), transport, worker)
     parts.direct = {"broker": url, "backend": backend}
@@ -79,11 +79,18 @@ async def test_a_broker_that_is_not_there(relayed):
     await stream.ready
 
 
-@pytest.mark.parametrize("transport", ["auto", "threads"])
+@pytest.mark.parametrize("implementation", ["amqp, native", "amqp, threads", "redis, native"])
 @pytest_twisted.ensureDeferred
-async def test_a_wrong_password_is_told_at_once(rabbitmq, worker, transport):
+async def test_a_wrong_password_is_told_at_once(request, worker, implementation):
     """Nobody waits for what does not change by itself."""
-    url = rabbitmq.vhost_url("%2F", password="wrong")
+    broker, _, transport = implementation.partition(", ")
+    if broker == "redis":
+        # To Redis without a password, any is a wrong one.
+        server = request.getfixturevalue("redis_server")
+        url = f"redis://user:wrong@127.0.0.1:{server.port}/0"
+    else:
+        url = request.getfixturevalue("rabbitmq").vhost_url("%2F", password="wrong")
+    transport = "auto" if transport == "native" else "threads"
     tx_app = Parts(url, "rpc://", transport, worker).client(publish_timeout=60)
     before = reactor.seconds()
     for ask in (tx_app.control.ping, tx_app.control.purge):

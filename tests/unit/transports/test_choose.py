@@ -11,7 +11,7 @@ from twisted.internet.task import Clock
 
 from tests.support.process import ROOT
 from twistedcelery.errors import ConfigurationError
-from twistedcelery.transports.choose import choose, choose_store
+from twistedcelery.transports.choose import choose, choose_store, choose_subscriber
 
 
 def chosen(transport="auto", **config):
@@ -102,6 +102,25 @@ def test_the_store_is_chosen_as_results_are(backend, transport, expected):
     """Natively where results are, unless threads are asked for; nowhere where nothing is kept."""
     app = Celery(backend=backend, set_as_current=False)
     assert type(choose_store(app, Clock(), timeout=1, transport=transport)).__name__ == expected
+
+
+@pytest.mark.parametrize(
+    ("broker", "transport", "expected"),
+    [
+        ({"broker_url": "amqp://"}, "auto", "AmqpSubscriber"),
+        ({"broker_url": "redis://"}, "auto", "RedisSubscriber"),
+        ({"broker_url": "rediss://h;rediss://i"}, "auto", "RedisSubscriber"),
+        ({"broker_write_url": "amqp://", "broker_read_url": "redis://"}, "auto", "RedisSubscriber"),
+        ({"broker_url": "redis://h?credential_provider=a.B"}, "auto", "ThreadedSubscriber"),
+        ({"broker_url": "redis://"}, "threads", "ThreadedSubscriber"),
+        ({"broker_url": "memory://"}, "auto", "ThreadedSubscriber"),
+    ],
+)
+def test_the_subscriber_is_chosen_by_where_is_read(broker, transport, expected):
+    """Natively over AMQP and Redis, unless threads are asked for."""
+    app = Celery(set_as_current=False)
+    app.conf.update(broker)
+    assert type(choose_subscriber(app, Clock(), timeout=1, transport=transport)).__name__ == expected
 
 
 def test_an_unknown_transport_is_refused():

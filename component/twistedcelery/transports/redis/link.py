@@ -118,6 +118,8 @@ class RedisLink:
 
         for command in commands:
             self.ask(command).addBoth(answered)
+        if not commands:
+            done.callback([])
         return done
 
     def close(self) -> None:

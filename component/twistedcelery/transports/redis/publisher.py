@@ -16,8 +16,9 @@ from twistedcelery.errors import (
 )
 from twistedcelery.transports.publication import Publication
 from twistedcelery.transports.queued import QueuedPublisher
+from twistedcelery.transports.redis.channel import AnswerNeeded
 from twistedcelery.transports.redis.link import Command, RedisLink
-from twistedcelery.transports.redis.recorder import AnswerNeeded, Recorder
+from twistedcelery.transports.redis.recorder import Recorder
 
 __all__ = ["RedisPublisher"]
 

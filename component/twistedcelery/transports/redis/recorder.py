@@ -1,45 +1,23 @@
 """Messages in, Redis commands out: kombu's own Redis transport, recorded.
 
-kombu's channel runs on a Redis client that keeps commands instead of sending them. The envelope
-around a body, the names of queues, priorities, bindings and fanout channels, key prefixes and
-transport options are those of the installed kombu.
+The envelope around a body, the names of queues, priorities, bindings and fanout channels, key
+prefixes and transport options are those of the installed kombu.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
-from typing import TYPE_CHECKING, Any, Self
-
-from kombu.transport import virtual
-from kombu.transport.redis import Channel, GlobalKeyPrefixMixin, Transport
-from redis.commands import CoreCommands
-from redis.commands.core import Script
+from typing import TYPE_CHECKING, Any
 
 from twistedcelery.errors import EncodeError, PublishRejected, Unroutable
 from twistedcelery.message import OutgoingMessage
+from twistedcelery.transports.redis.channel import AnswerNeeded, OfflineChannel, Tape
 from twistedcelery.transports.redis.link import Command
 
 if TYPE_CHECKING:
     from kombu.connection import Connection
 
-__all__ = ["AnswerNeeded", "Recorder"]
-
-#: Commands whose answer decides what follows: where a message goes is read from the bindings.
-_READS = frozenset({"SMEMBERS"})
-
-
-class AnswerNeeded(Exception):
-    """Send these commands first, and call again with the reply to the last one.
-
-    :ivar question: the command whose reply is needed
-    :ivar before: what has to be declared before it
-    """
-
-    def __init__(self, question: Command) -> None:
-        super().__init__(question)
-        self.question = question
-        self.before: list[Command] = []
+__all__ = ["Recorder"]
 
 
 class Recorder:
@@ -51,11 +29,10 @@ class Recorder:
     """
 
     def __init__(self, connection: Connection) -> None:
-        self._tape = _Tape()
-        self._channel: Any = _OfflineChannel(_OfflineTransport(connection), self._tape)
+        self._tape = Tape()
+        self._channel: Any = OfflineChannel(connection, self._tape)
         # By identity, which is cheap; the entities are kept, so that no identity is used twice.
         self._declared: dict[int, Any] = {}
-        self._tape.take()
 
     @property
     def pool(self) -> Any:
@@ -120,90 +97,3 @@ class Recorder:
             # Serialising the envelope runs the methods of whatever is in the headers.
             raise EncodeError(f"the message cannot be put into kombu's envelope: {error}") from error
         return self._tape.take()
-
-
-class _Tape:
-    """The commands since the last time, and the replies that are known."""
-
-    def __init__(self) -> None:
-        self.commands: list[Command] = []
-        self.answers: Mapping[Command, Any] = {}
-
-    def take(self) -> list[Command]:
-        taken, self.commands = self.commands, []
-        return taken
-
-
-class _OfflineTransport(Transport):
-    """kombu's Redis transport without its poller, which holds a file descriptor."""
-
-    def __init__(self, client: Connection) -> None:
-        virtual.Transport.__init__(self, client)
-        self.cycle: Any = set()
-
-
-class _OfflineChannel(Channel):
-    """kombu's Redis channel on a client that records."""
-
-    def __init__(self, transport: _OfflineTransport, tape: _Tape) -> None:
-        self._tape = tape
-        super().__init__(transport)  # type: ignore[no-untyped-call]  # as all of kombu
-
-    def _get_client(self) -> Any:
-        return partial(_Client, tape=self._tape, global_keyprefix=self.global_keyprefix)
-
-    def _size(self, queue: str) -> int:
-        # Declaring answers with a queue's length, which nobody here asks for.
-        return 0
-
-
-class _Tee:
-    """The end of a recording client: what reaches it has its final form."""
-
-    def __init__(self, tape: _Tape) -> None:
-        self._tape = tape
-
-    def execute_command(self, *command: Any, **_options: Any) -> Any:
-        if command[0] in _READS:
-            if command not in self._tape.answers:
-                raise AnswerNeeded(command)
-            return self._tape.answers[command]
-        self._tape.commands.append(command)
-        return None
-
-
-class _Client(GlobalKeyPrefixMixin, _Tee, CoreCommands):
-    """As much of redis-py's client as kombu uses for sending."""
-
-    def __init__(self, tape: _Tape, global_keyprefix: str, connection_pool: Any = None) -> None:
-        super().__init__(tape)
-        self.global_keyprefix = global_keyprefix
-
-    def pipeline(self, transaction: bool = True, shard_hint: Any = None) -> _Pipeline:
-        return _Pipeline(self._tape, self.global_keyprefix)
-
-    def register_script(self, script: str) -> Script:
-        self._tape.commands.append(("SCRIPT", "LOAD", script))
-        return Script(self, script.encode())
-
-
-class _Pipeline(_Client):
-    """A transaction, which is on the tape once it is executed."""
-
-    def __init__(self, tape: _Tape, global_keyprefix: str) -> None:
-        super().__init__(_Tape(), global_keyprefix)
-        self._target = tape
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_exception: object) -> None:
-        """Nothing is held."""
-
-    def execute_command(self, *command: Any, **options: Any) -> _Pipeline:
-        super().execute_command(*command, **options)  # type: ignore[no-untyped-call]  # as all of kombu
-        return self
-
-    def execute(self) -> list[Any]:
-        self._target.commands += [("MULTI",), *self._tape.take(), ("EXEC",)]
-        return []
