@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from contextvars import copy_context
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
@@ -44,8 +45,9 @@ REVOKE_TIMEOUT = 1.0
 class TwistedCelery(CanvasMethods):
     """Calls the tasks of a Celery application without blocking the reactor.
 
-    It reads the application's settings here and connects by itself at the first call. Every method
-    is to be called on the reactor's thread.
+    It is made ready for the application's settings here, again at the first call if they have changed
+    by then, and connects by itself at the first call. Every method is to be called on the reactor's
+    thread.
     The application stays as it was: other threads may go on using it in Celery's own, blocking way.
 
     :param app: a configured `celery.Celery`
@@ -90,9 +92,12 @@ class TwistedCelery(CanvasMethods):
         self._disconnected = False
         self._disconnect_waiters: list[Deferred[None]] = []
         self._shutdown_trigger: Any = None
+        #: What the transport was made for, until it is used.
+        self._prepared_for: dict[str, Any] | None = None
         try:
             # Imports alone take some 50 ms, which the first call should not cost.
             self._prepare()
+            self._prepared_for = self._settings()
         except TwistedCeleryError:
             # Each call tries again and is told: making the client is not where somebody waits for an answer.
             pass
@@ -257,11 +262,19 @@ class TwistedCelery(CanvasMethods):
     def _connect(self) -> Outbox:
         if self._disconnecting:
             raise Disconnected("this TwistedCelery was disconnected; make a new one")
+        prepared_for, self._prepared_for = self._prepared_for, None
+        if prepared_for is not None and prepared_for != self._settings():
+            # The application was configured after the client was made; nothing is connected yet.
+            self._close_outbox(None)
         return self._outbox or self._prepare()
+
+    def _settings(self) -> dict[str, Any]:
+        with _reading_settings():
+            return dict(self.app.conf.items())
 
     def _prepare(self) -> Outbox:
         """Import and make what sends and receives; it connects when it is used."""
-        try:
+        with _reading_settings():
             publisher, results = choose(
                 self.app,
                 self._reactor,
@@ -284,12 +297,11 @@ class TwistedCelery(CanvasMethods):
                 publish_timeout=self._publish_timeout,
                 revoke=self._revoke_cancelled,
             )
-        except TwistedCeleryError:
-            raise
-        except Exception as error:
-            # Celery reads its settings, and kombu the URLs, only now; each raises what it likes.
-            raise ConfigurationError(f"the Celery application cannot be used: {error}") from error
-        if self._disconnects_at_shutdown and IReactorCore.providedBy(self._reactor):
+        if (
+            self._disconnects_at_shutdown
+            and self._shutdown_trigger is None
+            and IReactorCore.providedBy(self._reactor)
+        ):
             self._shutdown_trigger = self._reactor.addSystemEventTrigger(
                 "before", "shutdown", self._disconnect_at_shutdown
             )
@@ -334,3 +346,14 @@ class TwistedCelery(CanvasMethods):
     def _forget(self, task_id: str) -> None:
         if self._outbox is not None:
             self._outbox.forget(task_id)
+
+
+@contextmanager
+def _reading_settings() -> Iterator[None]:
+    """Celery reads its settings, and kombu the URLs, when they are wanted; each raises what it likes."""
+    try:
+        yield
+    except TwistedCeleryError:
+        raise
+    except Exception as error:
+        raise ConfigurationError(f"the Celery application cannot be used: {error}") from error

@@ -15,7 +15,7 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from zope.interface import directlyProvides
 
-from tests.support.transport import FakeTransport, bare_app
+from tests.support.transport import FakePublisher, FakeTransport, bare_app
 from twistedcelery import TaskDeferred, TwistedCelery
 from twistedcelery.errors import (
     BrokerUnavailable,
@@ -115,6 +115,19 @@ def test_one_transport_serves_all_calls(transport):
     assert tx_app.connected
     transport.results.connected = False
     assert not tx_app.connected
+
+
+def test_an_application_that_is_configured_later(transport):
+    """Settings that change between the client's making and its first call count; later ones do not."""
+    app = bare_app()
+    tx_app = transport.client(app)
+    unused, transport.publisher = transport.publisher, FakePublisher()
+    for broker in ("amqp://elsewhere//", "amqp://nowhere//"):
+        app.conf.broker_url = broker
+        tx_app.send_task("tasks.add")
+    assert (unused.closed, unused.publications) == (1, [])
+    assert (transport.publisher.closed, len(transport.publisher.publications)) == (0, 2)
+    assert transport.chosen == 2
 
 
 def test_a_chosen_task_id_is_used(transport):
