@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet import defer
@@ -164,7 +164,7 @@ class Bridge:
             "router_connected": self._session is not None and self._session.is_attached(),
             "leader": self._leadership.leads,
             "workers": None if self._discovery is None else len(self._discovery),
-            "version": version("twistedcelery"),
+            "version": _installed_version(),
         }
 
     def _task_changed(self, task: ExposedTask, exposed: bool) -> None:
@@ -188,6 +188,14 @@ class Bridge:
         # meanwhile, nobody can tell: the configuration wants tasks kept, so they are.
         asked = self._session.call("wamp.session.get", session_id)
         return asked.addCallbacks(lambda _: False, lambda _: True)
+
+
+def _installed_version() -> str | None:
+    try:
+        return version("twistedcelery")
+    except PackageNotFoundError:
+        # Run from its source.
+        return None
 
 
 def check(extra: Mapping[str, Any] | None) -> None:

@@ -39,6 +39,9 @@ DEFAULT_EVENTS = frozenset({"progress", "succeeded", "failed", "revoked", "retri
 #: What Crossbar adds to ``extra`` on its own.
 _ADDED_BY_CROSSBAR = frozenset({"cbdir"})
 
+#: Celery's own variable; with ``CELERY_RESULT_BACKEND`` it is all that an application without tasks needs.
+_BROKER_URL = "CELERY_BROKER_URL"
+
 #: Prefixes that a router keeps for itself.
 _RESERVED_PREFIXES = ("wamp", "crossbar")
 
@@ -47,7 +50,8 @@ _RESERVED_PREFIXES = ("wamp", "crossbar")
 class Configuration:
     """One bridge's settings; CONTRACT section 4 lists them for users.
 
-    :ivar app: the Celery application, as ``celery -A`` takes it
+    :ivar app: the Celery application, as ``celery -A`` takes it; ``None``: no more than the URLs in the
+        environment, with ``discover`` at ``"workers"``
     :ivar prefix: the URI prefix of tasks and topics
     :ivar include: glob patterns of the task names to expose
     :ivar exclude: glob patterns of those among them not to expose
@@ -71,7 +75,7 @@ class Configuration:
     :ivar triggers: the WAMP events that submit tasks
     """
 
-    app: str
+    app: str | None = None
     prefix: str = "celery"
     include: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ("celery.*",)
@@ -98,16 +102,17 @@ class Configuration:
         """Check what a user wrote.
 
         :param extra: the ``extra`` object of the component
-        :param environ: gives ``TWISTEDCELERY_APP`` where ``extra`` has no ``app``
+        :param environ: gives ``TWISTEDCELERY_APP`` where ``extra`` has no ``app``, or ``CELERY_BROKER_URL``
         :raise ConfigurationError: names the key, what was found, and what is accepted
         """
         given = {key: value for key, value in (extra or {}).items() if key not in _ADDED_BY_CROSSBAR}
         if "app" not in given and environ.get("TWISTEDCELERY_APP"):
             given["app"] = environ["TWISTEDCELERY_APP"]
-        if "app" not in given:
+        if "app" not in given and not (given.get("discover") == "workers" and environ.get(_BROKER_URL)):
             raise ConfigurationError(
                 "configuration key 'app' is missing: give the Celery application, as `celery -A` takes it, "
-                "there or in the environment variable TWISTEDCELERY_APP"
+                "there or in the environment variable TWISTEDCELERY_APP. With 'discover' at 'workers', "
+                f"{_BROKER_URL} in the environment does as well"
             )
         for key in given:
             if key not in _CHECKS:

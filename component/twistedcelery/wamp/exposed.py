@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from celery import Celery
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["ExposedTask", "ExposedTasks", "load_application"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ExposedTask:
     """One task that callers may call.
 
@@ -68,6 +69,11 @@ class ExposedTask:
 
         ``reason`` is there for a task without a URI. Workers tell no signature and no doc.
         """
+        return dict(self._description)
+
+    @cached_property
+    def _description(self) -> dict[str, Any]:
+        # Looking at thousands of functions takes so long that it is done once.
         described: dict[str, Any] = {
             "name": self.name,
             "uri": self.uri,
@@ -88,12 +94,15 @@ class ExposedTask:
             return None
 
 
-def load_application(name: str) -> Celery:
+def load_application(name: str | None) -> Celery:
     """Import an application with all its tasks.
 
-    :param name: as ``celery -A`` takes it
+    :param name: as ``celery -A`` takes it; ``None``: one without tasks, which Celery configures from
+        ``CELERY_BROKER_URL`` and ``CELERY_RESULT_BACKEND`` in the environment
     :raise ConfigurationError: where it cannot be imported, or is something else
     """
+    if name is None:
+        return Celery("twistedcelery", set_as_current=False)
     try:
         app = find_app(name)
         if isinstance(app, Celery):

@@ -130,7 +130,10 @@ def bridge_process(broker: str, tmp_path: Path) -> Iterator[Callable[..., Proces
     def start(url: str, ticket: str = TICKET, env: Mapping[str, str] | None = None, **extra: Any) -> Process:
         name = f"bridge{len(started)}"
         config = tmp_path / f"{name}.json"
-        config.write_text(json.dumps({"app": "tests.support.taskapp", **extra}))
+        settings = {"app": "tests.support.taskapp", **extra}
+        if settings["app"] is None:
+            del settings["app"]
+        config.write_text(json.dumps(settings))
         variables = {
             BROKER: broker,
             BACKEND: "rpc://",

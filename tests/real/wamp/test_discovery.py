@@ -12,6 +12,7 @@ from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
 
 from tests.real.wamp import apps
+from tests.real.wamp.client import wait_for_procedure
 from tests.real.wamp.test_calls import refusal
 from tests.support.otherapp import COUNT
 from twistedcelery.wamp import discovery
@@ -152,3 +153,13 @@ async def test_ten_thousand_tasks(redis_server, router, bridge, client, other, m
     assert len(await caller.call(running.api("tasks"))) >= 10_000
     await deferToThread(new.stop)
     await until(caller, running, {"many.task0": False, "many.task9999": False}, seconds=60)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_bridge_without_any_code(broker, worker_process, router, bridge_process, client):
+    """It needs no more than Celery's own variables in the environment."""
+    env = {"CELERY_BROKER_URL": broker, "CELERY_RESULT_BACKEND": "rpc://"}
+    await deferToThread(bridge_process, router.url, env=env, app=None, discover="workers", prefix="codeless")
+    caller = await client(router.url)
+    await wait_for_procedure(caller, "codeless.taskapp.add")
+    assert await caller.call("codeless.taskapp.add", 2, 3) == 5

@@ -56,6 +56,22 @@ def test_the_application_from_the_environment():
     assert Configuration.parse(None, environ).app == "from_environment"
 
 
+def test_no_application_at_all(monkeypatch):
+    """With tasks from workers alone, the URLs in Celery's own variables do."""
+    environ = {"CELERY_BROKER_URL": "amqp://joe@host//"}
+    assert Configuration.parse({"discover": "workers"}, environ).app is None
+    assert Configuration.parse({"discover": "workers", "app": "my_app"}, environ).app == "my_app"
+    for extra in ({}, {"discover": "both"}):
+        with pytest.raises(ConfigurationError, match="key 'app' is missing"):
+            Configuration.parse(extra, environ)
+    with pytest.raises(ConfigurationError, match="CELERY_BROKER_URL in the environment does as well"):
+        Configuration.parse({"discover": "workers"}, {})
+    monkeypatch.setenv("CELERY_BROKER_URL", "amqp://joe@host//")
+    monkeypatch.setenv("CELERY_RESULT_BACKEND", "redis://host/3")
+    conf = load_application(None).conf
+    assert (conf.broker_url, conf.result_backend) == ("amqp://joe@host//", "redis://host/3")
+
+
 def test_what_crossbar_adds_is_no_mistake():
     """Crossbar puts its own directory into every component's configuration."""
     assert Configuration.parse({"app": "my_app", "cbdir": "/node"}, {}).app == "my_app"
