@@ -43,6 +43,10 @@ lint: .venv/.dev ## Check style and formatting
 types: .venv/.dev ## Check the types of the package, strictly
 	$(BIN)/mypy
 
+.PHONY: features
+features: .venv/.dev parts ## Try what brokers and result backends can do, and write the table in docs/transports.md
+	$(BIN)/python -m pytest tests/real/test_features.py --write-features
+
 .PHONY: bench
 bench: .venv/.dev parts ## Compare with Celery's own client, over a RabbitMQ of its own
 	$(BIN)/python -m bench

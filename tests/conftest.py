@@ -28,6 +28,13 @@ _OWNER = pytest.StashKey[int]()
 _NODE = pytest.StashKey[RabbitMQNode]()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add an option that writes documentation."""
+    parser.addoption(
+        "--write-features", action="store_true", help="write the table of docs/transports.md as it is found"
+    )
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Give the whole run one directory and one process that its shared servers must not outlive."""
     of_controller = getattr(config, "workerinput", None)
