@@ -131,7 +131,7 @@ class CanvasCalls:
                     )
                 )
 
-    def _refused(self, error: TwistedCeleryError, options: Mapping[str, Any], name: str) -> TaskDeferred:
+    def _refused(self, error: BaseException, options: Mapping[str, Any], name: str) -> TaskDeferred:
         call = self._new_call(TaskDeferred, options.get("task_id") or uuid(), name)
         del self._sendings[call]
         call.fail_published(Failure(error))
@@ -161,7 +161,8 @@ class CanvasCalls:
                 return
             try:
                 encoded = wires.canvas.encode(f"task {name!r}", apply_async, self._access, resend=resend)
-            except TwistedCeleryError as error:
+            except BaseException as error:
+                # An eager task may raise anything, and has only this way to its caller.
                 del self._sendings[call]
                 call.fail_published(Failure(error))
                 return
@@ -180,7 +181,8 @@ class CanvasCalls:
         """Several tasks: Celery chooses their ids as it encodes them."""
         try:
             encoded = wires.canvas.encode(name, apply_async, self._access, resend=resend)
-        except TwistedCeleryError as error:
+        except BaseException as error:
+            # As above.
             return self._refused(error, {}, name)
         result = encoded.result
         cls = TaskDeferred if result.members is None else GroupDeferred

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from celery import states
 from celery.local import maybe_evaluate
 from celery.result import EagerResult, ResultSet
 
@@ -81,8 +83,13 @@ class CanvasEncoder:
         :raises EncodeError: arguments cannot be serialised
         :raises InvalidCall: Celery refuses it
         :raises UnsupportedByBackend: it has a chord, and the result backend has none
+        :raises BaseException: what a task raised, with ``task_always_eager``
         """
-        with self._recorder.recording() as recorded, self._backend.noting() as noted, translated(what):
+        conf = self._view.conf
+        # What is raised then is the task's, or cannot be told from that.
+        as_it_is = conf.task_always_eager and conf.task_eager_propagates
+        translating = nullcontext() if as_it_is else translated(what)
+        with self._recorder.recording() as recorded, self._backend.noting() as noted, translating:
             result = apply_async()
         if result is None:
             raise InvalidCall(f"{what} holds no task")
@@ -109,6 +116,8 @@ class CanvasEncoder:
                 keeps = node.ignored or getattr(self._view.tasks.get(name), "ignore_result", False)
             task = TaskResult(access, node.id, parent, name, bool(keeps))
             if isinstance(node, EagerResult):
+                # Celery's get() of one that was ignored or rejected gives nothing.
+                task.ignored = task.ignored or node.state not in states.READY_STATES
                 task.end({**node._cache, "children": None})  # Celery offers it in parts only  # noqa: SLF001  # see above
             made[id(node)] = task
         return made[id(result)]

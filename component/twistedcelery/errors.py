@@ -99,7 +99,7 @@ class EncodeError(PublishError, kombu.exceptions.EncodeError):
     """The task's arguments cannot be serialised. Nothing was sent."""
 
 
-class BrokerUnavailable(PublishError):
+class BrokerUnavailable(PublishError, kombu.exceptions.OperationalError):
     """There was no connection to the broker within the time allowed. Nothing was sent."""
 
 

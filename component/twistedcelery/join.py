@@ -25,7 +25,8 @@ class Join:
     """Waits for all the tasks that a result depends on, and ends as ``get()`` of Celery's does.
 
     A parent that fails ends it, whatever becomes of the result itself. A group ends with its first
-    failing member.
+    failing member; where its members are looked at as they come, one that is the body of a chord
+    fails with what the worker made of its header's failure.
 
     :param root: the result
     :param in_order: whether the members of a group are looked at one after another, as Celery does
@@ -111,10 +112,12 @@ class Join:
         self.over = True
         self._ended(outcome)
 
-    def _value(self, result: AnyResult) -> Any:
+    def _value(self, result: AnyResult, *, is_member: bool = False) -> Any:
         """The value, a `Failure`, or `_PENDING`."""
         if self._follow_parents:
             for parent in reversed(list(result.parents())):
+                if is_member and not self._in_order and parent.members is not None:
+                    continue
                 failure = _first_failure(parent)
                 if failure is not None:
                     return failure
@@ -126,7 +129,7 @@ class Join:
                 return failure
         values = []
         for member in result.members:
-            value = self._value(member)
+            value = self._value(member, is_member=True)
             if value is _PENDING or isinstance(value, Failure):
                 return value
             values.append(value)

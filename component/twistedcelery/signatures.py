@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from celery.canvas import Signature
 
+from twistedcelery.appview import own_reply_queue
+
 if TYPE_CHECKING:
     from celery import Celery
 
@@ -65,6 +67,9 @@ def rebind(
         name: _rebind_all(value, app, copy) if name in _LINKS else value
         for name, value in original["options"].items()
     }
+    if copied["options"].get("reply_to") in (own_reply_queue(app), own_reply_queue(original.app)):
+        # From freeze(), which names the queue that only Celery's own result backend reads.
+        del copied["options"]["reply_to"]
     return copied
 
 

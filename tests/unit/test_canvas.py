@@ -122,7 +122,7 @@ def test_sending_does_no_io_and_leaves_the_application_alone(case, monkeypatch):
 
     monkeypatch.setattr(socket.socket, "connect", connect)
     monkeypatch.setattr("threading.Thread.start", connect)
-    site = Site(monkeypatch, "redis://127.0.0.1:1")
+    site = Site(monkeypatch, "redis://127.0.0.1:1", task_allow_error_cb_on_chord_header=True)
     canvas = case.make(site.app)
     before = json.dumps(canvas, default=dict) if case.name != "chord of a generator" else None
     call = site.tx_app.apply_async(canvas, case.args, **case.options)
@@ -366,6 +366,22 @@ def test_a_group_fails_with_the_failure_that_comes_first(site):
     site.reply(ids[1], 5)
 
 
+def test_a_chord_in_a_group_fails_with_what_its_body_is_given(monkeypatch):
+    """As with Celery's native join, which looks at the members; a chord alone fails as its header does."""
+    site = Site(monkeypatch, "redis://127.0.0.1:1")
+    one = chord([site.add(1, 1), site.add(2, 2)], site.task("total").s())
+    call, alone = (site.tx_app.apply_async(canvas) for canvas in (group(one, site.add(3, 3)), one))
+    for answer in site.store.answers:
+        answer.callback(None)
+    (body, _add) = call.results
+    site.reply(body.parent.results[0].id, KeyError("header"))
+    assert not call.called
+    site.reply(body.id, celery.exceptions.ChordError("told"))
+    error_of(call, celery.exceptions.ChordError)
+    site.reply(alone.parent.results[0].id, KeyError("header"))
+    error_of(alone, KeyError)
+
+
 def test_a_group_is_joined_in_order_where_celery_does_so(monkeypatch):
     """Without a native join, the first member's failure counts, whenever it comes."""
     site = Site(monkeypatch, "db+sqlite://")
@@ -419,7 +435,42 @@ def test_an_eager_application_answers_at_once(monkeypatch):
     assert outcomes_of(site.tx_app.apply_async(group(site.add(1, 1), site.add(2, 2)))) == [[2, 4]]
     assert outcomes_of(site.tx_app.task(site.task("add")).delay(1, 1)) == [2]
     error_of(site.tx_app.apply_async(site.task("fail").s("boo")), ValueError)
+    error_of(site.tx_app.apply_async(site.add(1)), InvalidCall)
     assert not site.sent
+
+
+def test_what_eager_tasks_raise_is_passed_on_as_it_is(monkeypatch):
+    """With ``task_eager_propagates`` Celery raises it from ``apply_async``; here the call fails with it."""
+    site = Site(monkeypatch, task_always_eager=True, task_eager_propagates=True)
+    fail = site.task("fail")
+    for call in (
+        site.tx_app.apply_async(fail.s("boo")),
+        site.tx_app.task(fail).delay("boo"),
+        site.tx_app.apply_async(site.add(1, 1) | fail.s()),
+        site.tx_app.apply_async(group(site.add(1, 1), fail.s("boo"))),
+    ):
+        assert type(error_of(call, ValueError)) is ValueError
+    assert site.tx_app.in_flight == 0
+
+
+@pytest.mark.parametrize("propagates", [False, True])
+def test_an_eager_task_that_exits_ends_its_call_alone(monkeypatch, propagates):
+    """Not the reactor, also where the task waits for its turn."""
+    site = Site(monkeypatch, task_always_eager=True, task_eager_propagates=propagates)
+    error_of(site.tx_app.apply_async(site.task("leave").s()), SystemExit)
+    error_of(site.tx_app.apply_async(site.task("leave").si() | site.add(1, 1)), SystemExit)
+    monkeypatch.setattr("twistedcelery.pacing.Pacer.has_room", lambda _: False)
+    call = site.tx_app.apply_async(site.task("leave").s())
+    assert not call.called
+    site.transport.turn()
+    error_of(call, SystemExit)
+
+
+@pytest.mark.parametrize("error", ["a wish to be ignored", "a rejection"])
+def test_eager_tasks_without_an_outcome_give_none(monkeypatch, error):
+    """As ``get()`` of Celery's eager results."""
+    site = Site(monkeypatch, task_always_eager=True)
+    assert outcomes_of(site.tx_app.apply_async(site.task("raising").s(error))) == [None]
 
 
 # Cancelling and disconnecting

@@ -70,6 +70,7 @@ def test_errors_say_what_they_mean(name):
         (errors.InvalidCall, ValueError),
         (errors.QueueNotFound, celery.exceptions.QueueNotFound),
         (errors.EncodeError, kombu.exceptions.EncodeError),
+        (errors.BrokerUnavailable, kombu.exceptions.OperationalError),
         (errors.ReplyNotAccepted, kombu.exceptions.ContentDisallowed),
         (errors.CallCancelled, defer.CancelledError),
     ],

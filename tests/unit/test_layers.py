@@ -34,8 +34,8 @@ LAYERS: tuple[frozenset[str], ...] = (
             "recent",
         }
     ),
-    frozenset({"appview", "pacing", "replay", "results", "revoker", "signatures"}),
-    frozenset({"call", "chords"}),
+    frozenset({"appview", "pacing", "replay", "results", "revoker"}),
+    frozenset({"call", "chords", "signatures"}),
     frozenset({"encoder", "join", "pending", "reply"}),
     frozenset({"canvas_encoder", "transports.connection", "transports.deadlines", "transports.interface"}),
     frozenset({"transports.failover", "transports.publication", "transports.tls", "transports"}),

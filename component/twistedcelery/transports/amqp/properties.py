@@ -22,11 +22,12 @@ from twistedcelery.transports.amqp.table import encode_table, encode_text
 
 __all__ = ["encode_properties"]
 
-#: What AMQP 0-9-1 has but for the headers, in py-amqp's names; and options that Celery puts into a
-#: message's body or headers, and leaves among its properties as well: py-amqp drops what it does not
-#: know.
+#: What AMQP 0-9-1 has but for the headers, in py-amqp's names; options that Celery puts into a
+#: message's body or headers; and a chord's. Celery leaves them among the properties as well: py-amqp
+#: drops what it does not know.
 _KNOWN = {name for name, _ in Message.PROPERTIES if name != "application_headers"}.union(
-    *(inspect.signature(make).parameters for make in (AMQP.as_task_v1, AMQP.as_task_v2))
+    *(inspect.signature(make).parameters for make in (AMQP.as_task_v1, AMQP.as_task_v2)),
+    ("interval", "max_retries"),
 )
 
 #: RabbitMQ's longest message TTL, in milliseconds: 49.7 days.
