@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from importlib.metadata import version
+from typing import Any
 
 import pytest
 import pytest_twisted
@@ -11,6 +12,7 @@ from twisted.internet.defer import gatherResults
 from twisted.internet.threads import deferToThread
 
 from tests.real.wamp import apps
+from tests.real.wamp.client import wait_for_procedure
 from tests.real.wamp.test_calls import refusal
 from tests.support.taskapp import create_app
 from twistedcelery import TwistedCelery
@@ -251,3 +253,33 @@ async def test_tasks_of_anybody(redis_server, worker, router, bridge, client, mo
         await gatherResults(calls)
     finally:
         await sender.disconnect()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_bridge_dies_with_what_it_knows(router, bridge_process, client):
+    """Whoever waits at it, or through another bridge, is told; what the other one sent goes on."""
+    processes = [
+        await deferToThread(bridge_process, router.url, prefix="mortal", publish_timeout=timeout)
+        for timeout in (8, 9)
+    ]
+    caller = await client(router.url)
+    await wait_for_procedure(caller, "mortal_api.submit")
+    registration = await caller.call("wamp.registration.match", "mortal_api.submit")
+    while await caller.call("wamp.registration.count_callees", registration) < 2:
+        pass
+    ids = [await caller.call("mortal_api.submit", "taskapp.sleep", [2]) for _ in range(4)]
+    waiting = [(task_id, caller.call("mortal_api.result", task_id)) for task_id in ids for _ in range(2)]
+    await caller.call("mortal_api.status")
+    await deferToThread(processes[0].kill)
+    ends: dict[str, set[Any]] = {}
+    for task_id, call in waiting:
+        end = await call.addErrback(lambda failure: failure.value.error)
+        ends.setdefault(task_id[:6], set()).add(end)
+    unknown, cancelled = "mortal.error.unknown_task", "wamp.error.canceled"
+    # Calls that had gone to the bridge that is dead end so, whichever bridge has sent their task.
+    dead, alive = sorted(ends.values(), key=lambda ended: 2 in ended)
+    assert (dead, alive | {cancelled}) == ({unknown, cancelled}, {2, cancelled})
+    for task_id in ids:
+        call = caller.call("mortal_api.result", task_id)
+        end = await call.addErrback(lambda failure: failure.value.error)
+        assert end == (2 if 2 in ends[task_id[:6]] else unknown)
