@@ -201,6 +201,7 @@ def test_a_worker_starts_anew(start):
     workers.stream.tell("worker-online", "w1")
     assert tasks_of(one) == ["a", "b"]
     workers.clock.advance(1)
+    assert workers.asked == [None, ["w1"]]
     workers.reply("w1", "b", "c")
     assert tasks_of(one) == ["b", "c"]
 
