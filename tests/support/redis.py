@@ -9,7 +9,7 @@ from tests.support.debian import require
 from tests.support.ports import free_port, reachable
 from tests.support.process import Process
 
-__all__ = ["RedisServer"]
+__all__ = ["RedisSentinel", "RedisServer"]
 
 
 class RedisServer:
@@ -59,6 +59,40 @@ class RedisServer:
         """Undo `freeze`."""
         if self.process.running:
             self.process.signal(signal.SIGCONT)
+
+    def stop(self) -> None:
+        """Stop it. Safe to call twice."""
+        self.process.stop()
+
+
+class RedisSentinel:
+    """A sentinel that watches one master, and takes it for gone after half a second. Its methods block.
+
+    :param master: the port of the master, which it calls ``ours``
+    """
+
+    def __init__(self, directory: Path, master: int) -> None:
+        self.port = free_port()
+        # It writes down what it learns there.
+        config = directory / f"sentinel-{self.port}.conf"
+        settings = (
+            f"port {self.port}",
+            "bind 127.0.0.1",
+            f"dir {directory}",
+            f"sentinel monitor ours 127.0.0.1 {master} 1",
+            "sentinel down-after-milliseconds ours 500",
+            "sentinel failover-timeout ours 3000",
+        )
+        config.write_text("\n".join(settings) + "\n")
+        command = [str(require("redis-server")), str(config), "--sentinel"]
+        self.process = Process(command, directory=directory, name=f"sentinel-{self.port}")
+
+    def start(self) -> None:
+        """Start it, and wait until it answers a PING."""
+        self.process.start()
+        self.process.wait_until(
+            lambda: reachable(self.port, send=b"PING\r\n", expect=b"+PONG"), timeout=20, what="it answers"
+        )
 
     def stop(self) -> None:
         """Stop it. Safe to call twice."""

@@ -31,7 +31,7 @@ __all__ = ["TRANSPORTS", "choose", "choose_store", "choose_subscriber"]
 TRANSPORTS = ("auto", "threads")
 
 _AMQP = frozenset({"amqp", "amqps", "pyamqp", "librabbitmq"})
-_REDIS = frozenset({"redis", "rediss"})
+_REDIS = frozenset({"redis", "rediss", "sentinel"})
 
 
 def choose(

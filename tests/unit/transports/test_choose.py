@@ -46,7 +46,7 @@ def chosen(transport="auto", **config):
         ({"broker_url": "redis://", "result_backend": "file:///tmp"}, ("RedisPublisher", "ThreadedResults")),
         (
             {"broker_url": "sentinel://h", "result_backend": "sentinel://h"},
-            ("ThreadedPublisher", "ThreadedResults"),
+            ("RedisPublisher", "RedisResults"),
         ),
         (
             {

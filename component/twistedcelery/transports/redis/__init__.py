@@ -2,9 +2,9 @@
 
 `publisher` keeps one `twistedcelery.transports.connection`, `results` two: `subscriptions` and
 `reads`; `store` and `subscriber` have one each for their `requests`, and each queue that is
-subscribed to has one, its `intake`. `servers` says where to go and `link` is one live connection;
-txredisapi is imported in `link` alone. `recorder`, `reader` and `stored` are kombu's and Celery's
-own code for what is on Redis.
+subscribed to has one, its `intake`. `servers` says where to go, by way of `sentinel` where there is
+one, and `link` is one live connection; txredisapi is imported in `link` alone. `recorder`, `reader`
+and `stored` are kombu's and Celery's own code for what is on Redis.
 """
 
 from __future__ import annotations

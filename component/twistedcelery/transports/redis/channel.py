@@ -7,7 +7,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 from kombu.transport import virtual
-from kombu.transport.redis import Channel, GlobalKeyPrefixMixin, Transport
+from kombu.transport.redis import (
+    Channel,
+    GlobalKeyPrefixMixin,
+    SentinelChannel,
+    SentinelTransport,
+    Transport,
+)
 from redis.commands import CoreCommands
 from redis.commands.core import Script
 
@@ -16,7 +22,7 @@ from twistedcelery.transports.redis.link import Command
 if TYPE_CHECKING:
     from kombu.connection import Connection
 
-__all__ = ["AnswerNeeded", "OfflineChannel", "Tape"]
+__all__ = ["AnswerNeeded", "Tape", "offline_channel"]
 
 #: Commands whose answer decides what follows: where a message goes is read from the bindings.
 _READS = frozenset({"SMEMBERS"})
@@ -58,23 +64,38 @@ class Tape:
         return taken
 
 
-class _OfflineTransport(Transport):
-    """kombu's Redis transport without its poller, which holds a file descriptor."""
+def offline_channel(connection: Connection, tape: Tape) -> Any:
+    """Make kombu's channel for a connection, which is never connected."""
+    if issubclass(connection.get_transport_cls(), SentinelTransport):
+        return _OfflineSentinelChannel(_OfflineSentinelTransport(connection), tape)
+    return _OfflineChannel(_OfflineTransport(connection), tape)
+
+
+class _WithoutPoller:
+    """What a transport of kombu's is without its poller, which holds a file descriptor."""
 
     def __init__(self, client: Connection) -> None:
-        virtual.Transport.__init__(self, client)
+        transport: Any = self
+        virtual.Transport.__init__(transport, client)
         self.cycle: Any = set()
 
 
-class OfflineChannel(Channel):
-    """kombu's Redis channel on a client that records.
+class _OfflineTransport(_WithoutPoller, Transport):
+    """kombu's Redis transport."""
 
-    :param connection: a kombu connection, which is never connected
-    """
 
-    def __init__(self, connection: Connection, tape: Tape) -> None:
+class _OfflineSentinelTransport(_WithoutPoller, SentinelTransport):
+    """The one that asks sentinels for the master."""
+
+
+class _Recorded:
+    """What a channel of kombu's is on a client that records."""
+
+    global_keyprefix: str
+
+    def __init__(self, transport: Any, tape: Tape) -> None:
         self._tape = tape
-        super().__init__(_OfflineTransport(connection))  # type: ignore[no-untyped-call]  # as all of kombu
+        super().__init__(transport)  # type: ignore[call-arg]  # of the class mixed into
         # A PING, which it begins with.
         tape.take()
 
@@ -84,6 +105,14 @@ class OfflineChannel(Channel):
     def _size(self, queue: str) -> int:
         # Declaring answers with a queue's length, which nobody here asks for.
         return 0
+
+
+class _OfflineChannel(_Recorded, Channel):
+    """kombu's Redis channel."""
+
+
+class _OfflineSentinelChannel(_Recorded, SentinelChannel):
+    """The one behind sentinels."""
 
 
 class _Tee:

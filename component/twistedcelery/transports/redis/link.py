@@ -32,26 +32,30 @@ class LinkParameters:
 
     :ivar username: ``None`` for Redis' default user
     :ivar password: ``None`` for a server that asks for none
+    :ivar db: ``None`` for a server that has none
     :ivar name: shown in Redis' list of clients
     :ivar check_interval: seconds; a server that leaves a PING without an answer for so long is given up
+    :ivar master: whether a replica is of no use
     """
 
     username: str | None
     password: str | None = field(repr=False)
-    db: int
+    db: int | None
     name: str | None
     check_interval: float
+    master: bool = False
 
 
 class RedisLink:
     """An open connection for commands; it ends once, and is not used again."""
 
-    def __init__(self, protocol: _Ending, reactor: Clock, check_interval: float) -> None:
+    def __init__(self, protocol: _Ending, reactor: Clock, parameters: LinkParameters) -> None:
         self._protocol: Any = protocol
         self._reactor = reactor
-        self._check_interval = check_interval
+        self._check_interval = parameters.check_interval
+        self._needs_master = parameters.master
         self._answered = True
-        self._check: Timer | None = reactor.callLater(check_interval, self._ping)
+        self._check: Timer | None = reactor.callLater(self._check_interval, self._ping)
         protocol.when_lost(self._stop_checking)
 
     def on_lost(self, callback: Callable[[BrokerUnavailable], None], /) -> None:
@@ -86,7 +90,10 @@ class RedisLink:
             return defer.fail(_translated(problem, self._protocol))
 
         def failed(failure: Failure) -> Failure:
-            return Failure(_translated(failure.value, self._protocol))
+            error = _translated(failure.value, self._protocol)
+            if self._needs_master and str(error).startswith("READONLY"):
+                self._protocol.give_up("it is not the master any more")
+            return Failure(error)
 
         return asked.addErrback(failed)
 
@@ -207,7 +214,9 @@ def _open(
         protocols.append(protocol)
         for command in _handshake(parameters):
             yield protocol.execute_command(*command)
-        return link_class(protocol, reactor, parameters.check_interval)
+        if parameters.master:
+            yield protocol.execute_command("ROLE").addCallbacks(_check_role, _role_unknown)
+        return link_class(protocol, reactor, parameters)
 
     def failed(failure: Failure) -> Failure:
         protocol = protocols[0] if protocols else None
@@ -227,10 +236,22 @@ def _handshake(parameters: LinkParameters) -> list[Command]:
         commands.append(("AUTH", *user, parameters.password))
     if parameters.name:
         commands.append(("CLIENT", "SETNAME", parameters.name))
-    commands.append(("SELECT", parameters.db))
+    if parameters.db is not None:
+        commands.append(("SELECT", parameters.db))
     # While a server loads its data it selects databases, but does nothing else.
     commands.append(("PING",))
     return commands
+
+
+def _check_role(reply: Any) -> None:
+    # Sentinels may not know yet, or not any more.
+    if reply[0] != b"master":
+        raise BrokerUnavailable("it is not the master")
+
+
+def _role_unknown(failure: Failure) -> None:
+    """Who may not ask for the role is told at the first write."""
+    failure.trap(txredisapi.ResponseError)
 
 
 class _Ending(Protocol):

@@ -10,7 +10,7 @@ from twisted.logger import Logger
 
 from twistedcelery.errors import PublishRejected
 from twistedcelery.incoming import IncomingMessage
-from twistedcelery.transports.redis.channel import OfflineChannel, Tape
+from twistedcelery.transports.redis.channel import Tape, offline_channel
 from twistedcelery.transports.redis.link import Command
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class QueueReader:
 
     def __init__(self, connection: Connection, queue: Any) -> None:
         self._tape = Tape()
-        self._channel: Any = OfflineChannel(connection, self._tape)
+        self._channel: Any = offline_channel(connection, self._tape)
         self._queue = queue
         self._taken_in: list[IncomingMessage] = []
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from twistedcelery.errors import EncodeError, PublishRejected, Unroutable
 from twistedcelery.message import OutgoingMessage
-from twistedcelery.transports.redis.channel import AnswerNeeded, OfflineChannel, Tape
+from twistedcelery.transports.redis.channel import AnswerNeeded, Tape, offline_channel
 from twistedcelery.transports.redis.link import Command
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class Recorder:
 
     def __init__(self, connection: Connection) -> None:
         self._tape = Tape()
-        self._channel: Any = OfflineChannel(connection, self._tape)
+        self._channel: Any = offline_channel(connection, self._tape)
         # By identity, which is cheap; the entities are kept, so that no identity is used twice.
         self._declared: dict[int, Any] = {}
 

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from redis import SSLConnection, UnixDomainSocketConnection
+from redis.sentinel import SentinelConnectionPool
 from twisted.internet import endpoints
 from twisted.internet.interfaces import IStreamClientEndpoint
 
 from twistedcelery.errors import ConfigurationError
 from twistedcelery.transports.redis.link import LinkParameters
+from twistedcelery.transports.redis.sentinel import MasterEndpoint
 from twistedcelery.transports.tls import client_tls
 
 __all__ = ["Server", "Servers"]
@@ -82,26 +84,48 @@ class Servers:
             # kombu, Celery and redis-py check their settings with errors of all kinds.
             raise ConfigurationError(f"{self._setting} cannot be used: {problem}") from problem
         self.connect_timeout = float(getattr(read, "socket_connect_timeout", None) or CONNECT_TIMEOUT)
-        return Server(
-            self._endpoint(read),
-            LinkParameters(
-                username=read.username or None,
-                password=read.password or None,
-                db=int(read.db),
-                name=read.client_name,
-                check_interval=float(read.health_check_interval or CHECK_INTERVAL),
-            ),
-            _address(read),
-        )
+        if isinstance(pool, SentinelConnectionPool):
+            return self._master(pool, read)
+        return Server(self._endpoint(read), _parameters(read), _address(read))
 
     def advance(self) -> int:
         """Turn to the next server; with one server there is nothing to turn to."""
         return self._turn() or 1
 
-    def _endpoint(self, read: Any) -> Any:
+    def _master(self, pool: Any, read: Any) -> Server:
+        manager, name = pool.sentinel_manager, pool.service_name
+        if not name:
+            raise ConfigurationError(
+                f"{self._setting} cannot be used: its transport options need master_name"
+            )
+        sentinels = []
+        for client in manager.sentinels:
+            of = client.connection_pool
+            asked = of.connection_class(**of.connection_kwargs)
+            # A sentinel has no databases.
+            sentinels.append(
+                Server(self._endpoint(asked), replace(_parameters(asked), db=None), _address(asked))
+            )
+        # mypy sees no classes behind zope interfaces.
+        endpoint: Any = MasterEndpoint(
+            sentinels,
+            name,
+            lambda state: bool(manager.check_master_state(state, name)),
+            lambda host, port: self._endpoint(read, host, port),
+            self._reactor,
+            # All of them are asked within one attempt.
+            self.connect_timeout / (len(sentinels) + 1),
+        )
+        where = ",".join(one.address.partition("://")[2].rpartition("/")[0] for one in sentinels)
+        address = f"sentinel://{where}, master {name}, database {read.db}"
+        return Server(endpoint, replace(_parameters(read), master=True), address)
+
+    def _endpoint(self, read: Any, host: str | None = None, port: int | None = None) -> Any:
+        """:param host: where it is not the one that was read"""
         if isinstance(read, UnixDomainSocketConnection):
             return endpoints.UNIXClientEndpoint(self._reactor, read.path)
-        endpoint: Any = endpoints.HostnameEndpoint(self._reactor, read.host, int(read.port))
+        host, port = host or read.host, int(port or read.port)
+        endpoint: Any = endpoints.HostnameEndpoint(self._reactor, host, port)
         if not isinstance(read, SSLConnection):
             return endpoint
         unsupported = [name for name in _UNSUPPORTED if getattr(read, name, None)]
@@ -111,7 +135,7 @@ class Servers:
                 'transport="threads" does'
             )
         tls = client_tls(
-            read.host,
+            host,
             setting=self._setting,
             ca_certs=read.ca_certs,
             certfile=read.certfile,
@@ -120,6 +144,16 @@ class Servers:
             check_hostname=bool(read.check_hostname),
         )
         return endpoints.wrapClientTLS(tls, endpoint)
+
+
+def _parameters(read: Any) -> LinkParameters:
+    return LinkParameters(
+        username=read.username or None,
+        password=read.password or None,
+        db=int(read.db),
+        name=read.client_name,
+        check_interval=float(read.health_check_interval or CHECK_INTERVAL),
+    )
 
 
 def _address(read: Any) -> str:

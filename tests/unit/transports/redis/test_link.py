@@ -210,3 +210,41 @@ def test_subscriptions():
     server.say(b"*3\r\n$11\r\nunsubscribe\r\n$1\r\na\r\n:1\r\n*2\r\n$4\r\npong\r\n$0\r\n\r\n")
     assert gone
     assert alive
+
+
+@pytest.mark.parametrize(
+    ("reply", "error"),
+    [
+        (b"*3\r\n$6\r\nmaster\r\n:0\r\n*0\r\n", None),
+        (b"*5\r\n$5\r\nslave\r\n$1\r\nh\r\n:1\r\n$9\r\nconnected\r\n:0\r\n", "not the master"),
+        (b"-NOPERM this user has no permissions to run the 'role' command\r\n", None),
+    ],
+)
+@pytest.mark.parametrize("opener", [open_link, open_subscriber])
+def test_a_master_is_wanted(opener, reply, error):
+    """A replica will not do; a user who may not ask for the role has to be trusted."""
+    server = Server(opener, master=True)
+    for _ in range(2):
+        server.say(b"+OK\r\n")
+    assert server.heard().endswith(sent("ROLE"))
+    server.say(reply)
+    (outcome,) = server.outcome
+    assert server.aborted == (error is not None)
+    if error is not None:
+        assert isinstance(outcome, BrokerUnavailable)
+        assert error in str(outcome)
+
+
+@pytest.mark.parametrize("master", [True, False])
+def test_a_master_that_has_become_a_replica(master):
+    """Its refusal to write ends the link, where the master is to be followed."""
+    server = Server(master=master)
+    for _ in range(2):
+        server.say(b"+OK\r\n")
+    if master:
+        server.say(b"*3\r\n$6\r\nmaster\r\n:0\r\n*0\r\n")
+    (link,) = server.outcome
+    outcome = outcomes_of(link.ask(("SET", "key", "value")))
+    server.say(b"-READONLY You can't write against a read only replica.\r\n")
+    assert isinstance(outcome[0], PublishRejected)
+    assert server.aborted == master

@@ -116,3 +116,25 @@ def test_a_recorder_holds_nothing():
     recorder = Recorder(app.connection_for_write())
     assert recorder.pool is not None
     assert descriptors() <= before
+
+
+@pytest.mark.parametrize("half", ["broker", "backend"])
+def test_sentinels(half):
+    """All of a list are asked, with arguments of their own; the master is logged in to with the URL's."""
+    options = {"master_name": "ours", "sentinel_kwargs": {"password": "theirs", "ssl": True}}
+    setting = "broker_transport_options" if half == "broker" else "result_backend_transport_options"
+    list_ = servers(half, "sentinel://:pw@a:1/3;sentinel://:pw@b:2/3", **{setting: options})
+    server = list_.current()
+    assert server.address == "sentinel://a:1,b:2, master ours, database 3"
+    assert (server.parameters.password, server.parameters.db, server.parameters.master) == ("pw", 3, True)
+    asked = server.endpoint._sentinels
+    assert [one.address for one in asked] == ["rediss://a:1/0", "rediss://b:2/0"]
+    assert {(one.parameters.password, one.parameters.db) for one in asked} == {("theirs", None)}
+    assert not any(one.parameters.master for one in asked)
+
+
+@pytest.mark.parametrize("half", ["broker", "backend"])
+def test_sentinels_without_a_name_for_the_master(half):
+    """It is told which option is missing."""
+    with pytest.raises(ConfigurationError, match="master_name"):
+        current(half, "sentinel://h")
