@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from celery import states
-from celery.local import maybe_evaluate
+from celery.local import Proxy, maybe_evaluate
 from celery.result import EagerResult, ResultSet
 
 from twistedcelery.appview import bind_task, view_of
@@ -67,8 +67,11 @@ class CanvasEncoder:
 
     def task(self, task: Any) -> Any:
         """A copy of a task that sends what it sends to this encoder."""
-        # The decorator of an application gives a proxy, until the application is finalized.
+        # The decorator of an application gives a proxy, until the application is finalized; that of
+        # no application (``shared_task``) one that stands for the current application's task.
         task = maybe_evaluate(task)
+        if type(task) is Proxy:
+            task = task._get_current_object()  # noqa: SLF001  # the only way that Celery has
         known = self._view.tasks.get(task.name)
         return known if known is not None and isinstance(known, type(task)) else bind_task(task, self._view)
 
