@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
 
 __all__ = ["Certificate", "make_authority"]
@@ -18,14 +18,21 @@ class Certificate:
     """A certificate and its key, in two PEM files."""
 
     def __init__(
-        self, directory: Path, name: str, *, issuer: Certificate | None = None, address: str = "127.0.0.1"
+        self,
+        directory: Path,
+        name: str,
+        *,
+        issuer: Certificate | None = None,
+        address: str = "127.0.0.1",
+        key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | None = None,
     ) -> None:
         """Make one.
 
         :param issuer: signs it; itself where it is not given, as an authority
         :param address: the IP address of the server it is for
+        :param key: its key; a new one where it is not given
         """
-        self.key = ec.generate_private_key(ec.SECP256R1())
+        self.key = key or ec.generate_private_key(ec.SECP256R1())
         self.subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         now = datetime.datetime.now(datetime.UTC)
         builder = (
