@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import celery.exceptions
 import kombu.exceptions
+from celery.utils.time import maybe_iso8601
 from kombu.messaging import Producer
 
 from twistedcelery.appview import view_of
@@ -244,6 +245,10 @@ class Recorder(Producer):
     def _record(
         self, message: _Prepared, exchange: str, routing_key: str, confirm_timeout: float | None
     ) -> None:
+        eta = message.headers.get("eta")
+        if isinstance(eta, str) and "task" in message.headers:
+            # Workers drop a task whose ETA they cannot read, without a reply.
+            maybe_iso8601(eta)
         self._recorded.append(_Recorded(message, exchange, routing_key, self._declare, confirm_timeout))
 
 
