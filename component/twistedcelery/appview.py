@@ -14,15 +14,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, cast
 
-from celery import Celery
 from celery.app.backends import by_url
 from celery.backends.base import BaseBackend, DisabledBackend
 from celery.exceptions import ImproperlyConfigured
 
 if TYPE_CHECKING:
-    from celery import Task
+    from celery import Celery, Task
 
-__all__ = ["OfflineBackend", "backend_class", "bind_task", "own_reply_queue", "view_of"]
+__all__ = ["OfflineBackend", "backend_class", "bind_task", "view_of"]
 
 
 def backend_class(app: Celery) -> type[Any]:
@@ -106,14 +105,6 @@ def view_of(
     async_result = type("AsyncResult", (_NamedResult, app.AsyncResult), {"app": view})
     group_result = type("GroupResult", (app.GroupResult,), {"app": view})
     return view
-
-
-def own_reply_queue(app: Celery) -> str:
-    """The queue that Celery's own result backend reads in this thread, also for a view.
-
-    :param app: an application or a view of one
-    """
-    return cast("str", Celery.thread_oid.fget(app))
 
 
 class _NamedResult:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from celery.canvas import Signature
-
-from twistedcelery.appview import own_reply_queue
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -67,10 +66,19 @@ def rebind(
         name: _rebind_all(value, app, copy) if name in _LINKS else value
         for name, value in original["options"].items()
     }
-    if copied["options"].get("reply_to") in (own_reply_queue(app), own_reply_queue(original.app)):
-        # From freeze(), which names the queue that only Celery's own result backend reads.
+    if "task_id" in copied["options"] and _is_made_up(copied["options"].get("reply_to")):
+        # From freeze(), which names the queue that only Celery's own result backend reads, and only in
+        # the thread that called it.
         del copied["options"]["reply_to"]
     return copied
+
+
+def _is_made_up(queue: Any) -> bool:
+    """Whether kombu made the name of a reply queue; see ``kombu.common.generate_oid``."""
+    try:
+        return UUID(queue).version in (3, 5)
+    except (AttributeError, TypeError, ValueError):
+        return False
 
 
 def _rebind_all(value: Any, app: Celery, copy: Callable[[Any], Any]) -> Any:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import json
 import socket
+import threading
+import uuid
 import weakref
 from typing import Any
 
@@ -426,6 +428,22 @@ def test_without_a_result_backend(site):
     error_of(call, NoResultBackend)
     error_of(site.tx_app.result("id").get(), NoResultBackend)
     error_of(site.tx_app.result("id").state, NoResultBackend)
+
+
+def test_a_signature_may_be_frozen_in_another_thread(site):
+    """The reply queue that ``freeze()`` names is that thread's; a queue that somebody names stays."""
+    signature = site.add(1, 1)
+    thread = threading.Thread(target=signature.freeze)
+    thread.start()
+    thread.join()
+    assert signature.options["reply_to"] != site.app.thread_oid
+    site.tx_app.apply_async(signature)
+    site.tx_app.apply_async(site.add(1, 1).set(task_id="1", reply_to="a-queue"))
+    site.tx_app.apply_async(site.add(1, 1).set(task_id="2", reply_to=str(uuid.uuid4())))
+    frozen, *named = (one.message.properties["reply_to"] for one in site.transport.publisher.tasks())
+    assert frozen == site.transport.results.reply_to
+    assert named[0] == "a-queue"
+    assert uuid.UUID(named[1]).version == 4
 
 
 def test_an_eager_application_answers_at_once(monkeypatch):
