@@ -116,11 +116,7 @@ class AmqpChannel:
         self._calls.on_closed.addBoth(lambda reason: callback(_channel_error(reason)))
 
     def _fail_when_closed(self, ready: defer.Deferred[None]) -> None:
-        def closed(reason: PublishRejected | BrokerUnavailable) -> None:
-            if not ready.called:
-                ready.errback(reason)
-
-        self.on_closed(closed)
+        self.on_closed(lambda reason: None if ready.called else ready.errback(reason))
 
     # Publishing
 
@@ -204,7 +200,7 @@ class AmqpChannel:
             if not ready.called:
                 ready.errback(_channel_error(failure))
 
-        self._calls.basic_qos(prefetch_count=prefetch or 0).addCallback(begin).addErrback(refused)
+        self._call("basic_qos", {"prefetch_count": prefetch or 0}).addCallback(begin).addErrback(refused)
         return ready
 
     def ack(self, delivery_tag: int) -> None:
@@ -234,9 +230,7 @@ class AmqpChannel:
             error = EncodeError(f"{declaration.method} has no AMQP form: {problem or type(problem).__name__}")
             error.__cause__ = problem
             return defer.fail(error)
-        method = getattr(self._calls, declaration.method)
-        calling: defer.Deferred[Any] = method(**declaration.arguments)
-        return calling.addErrback(lambda failure: Failure(_channel_error(failure)))
+        return self._call(declaration.method, declaration.arguments)
 
     def close(self) -> None:
         """Close the channel, if it is open."""
@@ -245,8 +239,15 @@ class AmqpChannel:
 
     def delete_consumed_queue(self, queue: str) -> defer.Deferred[Any]:
         """Stop consuming, and delete the queue. One that does not exist is no error."""
-        self._channel.basic_cancel(self._consumer_tag)
-        calling: defer.Deferred[Any] = self._calls.queue_delete(queue)
+        if self._channel.is_open:
+            self._channel.basic_cancel(self._consumer_tag)
+        return self._call("queue_delete", {"queue": queue})
+
+    def _call(self, method: str, arguments: Mapping[str, Any]) -> defer.Deferred[Any]:
+        if not self._channel.is_open:
+            # While it closes, pika would keep the call all the same, and fail it where nobody looks.
+            return defer.fail(BrokerUnavailable("the channel is closed"))
+        calling: defer.Deferred[Any] = getattr(self._calls, method)(**arguments)
         return calling.addErrback(lambda failure: Failure(_channel_error(failure)))
 
 

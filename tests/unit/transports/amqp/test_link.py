@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest.mock import Mock
+
 import pika
 import pytest
 from twisted.internet.error import ConnectionLost
@@ -10,7 +12,8 @@ from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
 from twistedcelery.errors import BrokerUnavailable
-from twistedcelery.transports.amqp.link import _Protocol
+from twistedcelery.transports.amqp.declare import Declaration
+from twistedcelery.transports.amqp.link import AmqpChannel, _Protocol
 
 
 class Scene:
@@ -62,3 +65,19 @@ def test_whatever_comes_is_a_sign_of_life(scene):
     before = scene.protocol._impl.bytes_received
     scene.protocol.dataReceived(b"\x01\x00\x00")
     assert scene.protocol._impl.bytes_received > before
+
+
+def test_a_call_on_a_channel_that_closes():
+    """It fails at once, and nothing of it fails later where nobody looks."""
+    closing = Mock(is_open=False)
+    channel = AmqpChannel(Mock(_channel=closing), Mock())
+    failures: list[BaseException] = []
+    for calling in (
+        channel.declare(Declaration("queue_declare", {"queue": "q"})),
+        channel.delete_consumed_queue("q"),
+        channel.consume("q", 1, lambda _: None, lambda: None),
+    ):
+        calling.addErrback(lambda failure: failures.append(failure.value))
+    assert [str(error) for error in failures] == ["the channel is closed"] * 3
+    assert not closing.basic_cancel.called
+    assert not channel._calls.queue_declare.called
