@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from celery import Celery, Task
+from celery.exceptions import Reject
 
 __all__ = ["BACKEND", "BROKER", "CONFIG", "RESULTS", "Unrebuildable", "app", "create_app"]
 
@@ -98,6 +99,22 @@ def custom_state(self: Task[..., str], state: str, meta: dict[str, Any]) -> str:
     return "done"
 
 
+def send_progress(self: Task[..., int], n: int, delay: float = 0.05) -> int:
+    """``n`` steps, each with an event of the task's own; what they count is not in its results."""
+    for current in range(1, n + 1):
+        self.send_event("task-progress", current=current, total=n)
+        time.sleep(delay)
+    return n
+
+
+def reject(self: Task[..., str], requeue: bool, path: str) -> str:
+    """Reject its message; the second time, with the file there, return."""
+    if not Path(path).exists():
+        Path(path).touch()
+        raise Reject("not now", requeue=requeue)
+    return path
+
+
 def odd(kind: str) -> Any:
     return RESULTS[kind]
 
@@ -137,8 +154,9 @@ def create_app(broker: str, backend: str, **config: Any) -> Celery:
     new.conf.update(config)
     for function in (add, echo, fail, fail_unrebuildable, sleep, odd, touch):
         new.task(function, name=f"taskapp.{function.__name__}")
-    for function in (countdown, report, retry_once, custom_state, request_info):
+    for function in (countdown, report, retry_once, custom_state, send_progress, request_info):
         new.task(function, name=f"taskapp.{function.__name__}", bind=True)
+    new.task(reject, name="taskapp.reject", bind=True, acks_late=True)
     new.task(ignored, name="taskapp.ignored", ignore_result=True)
     return new
 

@@ -105,8 +105,11 @@ def _start(
     children.append(
         Child(
             "worker",
-            # Of threads, so that the worker is one process.
-            [sys.executable, "-m", "celery", "-A", "my_app", "worker", "--pool=threads", "--loglevel=INFO"],
+            # Of threads, so that the worker is one process; it tells of tasks that others send, too.
+            [
+                *(sys.executable, "-m", "celery", "-A", "my_app", "worker"),
+                *("--pool=threads", "--loglevel=INFO", "--task-events"),
+            ],
             log=directory / "worker.log",
             env=env,
             cwd=root,

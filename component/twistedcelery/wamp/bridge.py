@@ -25,6 +25,7 @@ from twistedcelery.wamp.context import Context
 from twistedcelery.wamp.discovery import Discovery
 from twistedcelery.wamp.errors import CallErrors
 from twistedcelery.wamp.exposed import ExposedTask, ExposedTasks, load_application
+from twistedcelery.wamp.feed import EventFeed, needs_leader
 from twistedcelery.wamp.in_flight import InFlight
 from twistedcelery.wamp.known_tasks import KnownTasks
 from twistedcelery.wamp.leadership import Leadership, ProvidingSession
@@ -32,6 +33,7 @@ from twistedcelery.wamp.neighbours import Neighbours
 from twistedcelery.wamp.operator_api import OperatorApi
 from twistedcelery.wamp.presence import describe_process
 from twistedcelery.wamp.procedures import Procedures
+from twistedcelery.wamp.stories import Stories
 from twistedcelery.wamp.task_ids import TaskIds
 from twistedcelery.wamp.topics import EventPublisher, PublishingSession
 from twistedcelery.wamp.triggers import SubscribingSession, Triggers, check_triggers
@@ -90,21 +92,29 @@ class Bridge:
         self._client = client
         self._session: WampSession | None = None
         self._events = EventPublisher(config, self.uris)
-        ids = TaskIds(realm, config.prefix)
-        context = Context(config, reactor, wall_clock, self.errors, self._events, ids)
+        context = Context(
+            config,
+            reactor,
+            wall_clock,
+            self.errors,
+            self._events,
+            Stories(reactor, self._events.publish),
+            TaskIds(realm, config.prefix),
+        )
         self._in_flight = InFlight(client, context)
         self._tasks = ExposedTasks(app, config, self.uris, self._task_changed)
         self._calls = TaskCalls(context, self._tasks, self._in_flight, self._is_gone)
         self._discovery = None
         if config.discover != "app":
             self._discovery = Discovery(client, reactor, self._tasks.announced)
-        triggers = Triggers(context, self._tasks, self._in_flight, self.uris)
+        self._triggers = Triggers(context, self._tasks, self._in_flight, self.uris)
+        self._feed = EventFeed(client, context, self.uris)
         self._leadership: Leadership[WampSession] = Leadership(
             self.uris.admin("leader"),
             lambda _: describe_process(),
             reactor,
-            triggers.start,
-            lambda: None,
+            self._elected,
+            self._feed.follow_again,
         )
         known = KnownTasks(context, self._in_flight)
         neighbours = Neighbours(client, context, self.uris, known, lambda: self._session)
@@ -124,7 +134,9 @@ class Bridge:
         """A session has joined the realm and has registered the procedures."""
         self._session = session
         self._events.attach(session)
-        self._leadership.attach(session)
+        self._feed.follow()
+        if needs_leader(self.config):
+            self._leadership.attach(session)
         if self._discovery is not None:
             self._discovery.start()
 
@@ -166,6 +178,10 @@ class Bridge:
             "workers": None if self._discovery is None else len(self._discovery),
             "version": _installed_version(),
         }
+
+    def _elected(self, session: WampSession) -> None:
+        self._triggers.start(session)
+        self._feed.lead()
 
     def _task_changed(self, task: ExposedTask, exposed: bool) -> None:
         if task.uri is not None and exposed:

@@ -31,9 +31,6 @@ EVENTS = (
     "rejected",
 )
 
-#: Known only from the event stream of the workers, which the bridge does not read.
-_STREAM_EVENTS = frozenset({"received", "rejected"})
-
 DEFAULT_EVENTS = frozenset({"progress", "succeeded", "failed", "revoked", "retried"})
 
 #: What Crossbar adds to ``extra`` on its own.
@@ -66,6 +63,9 @@ class Configuration:
     :ivar on_caller_gone: ``"revoke"`` or ``"keep"`` the task of a caller who left or gave up
     :ivar terminate: whether revoking kills the process that runs the task
     :ivar events: the events to publish
+    :ivar foreign_events: whether events of tasks that no bridge has sent are published
+    :ivar worker_events: whether ``celery_admin.worker.*`` are published
+    :ivar enable_events: whether workers are asked to send events of tasks
     :ivar publish_arguments: whether events carry the task's arguments
     :ivar publish_results: whether ``succeeded`` carries the result
     :ivar tracebacks: whether errors and events carry remote tracebacks
@@ -89,6 +89,9 @@ class Configuration:
     on_caller_gone: str = "revoke"
     terminate: bool = False
     events: frozenset[str] = DEFAULT_EVENTS
+    foreign_events: bool = True
+    worker_events: bool = True
+    enable_events: bool = False
     publish_arguments: bool = False
     publish_results: bool = False
     tracebacks: bool = False
@@ -183,13 +186,10 @@ def _one_of(*accepted: str) -> Callable[[str, Any], str]:
 
 def _events(key: str, value: Any) -> frozenset[str]:
     if isinstance(value, bool):
-        return frozenset(EVENTS) - _STREAM_EVENTS if value else frozenset()
+        return frozenset(EVENTS) if value else frozenset()
     if not isinstance(value, list | tuple):
         _refuse(key, value, f"true, false, or a list of: {', '.join(EVENTS)}")
     for event in value:
-        if isinstance(event, str) and event in _STREAM_EVENTS:
-            _refuse(key, event, "an event that the bridge sees itself; this one only the workers' event "
-                    "stream tells, which this version does not read")  # fmt: skip
         if event not in EVENTS:
             _refuse(key, event, f"one of {', '.join(EVENTS)}{_hint(event, EVENTS)}")
     return frozenset(value)
@@ -224,6 +224,9 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "on_caller_gone": _one_of("revoke", "keep"),
     "terminate": _flag,
     "events": _events,
+    "foreign_events": _flag,
+    "worker_events": _flag,
+    "enable_events": _flag,
     "publish_arguments": _flag,
     "publish_results": _flag,
     "tracebacks": _flag,

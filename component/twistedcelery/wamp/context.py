@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
     from twistedcelery.wamp.config import Configuration
     from twistedcelery.wamp.errors import CallErrors
+    from twistedcelery.wamp.stories import Stories
     from twistedcelery.wamp.task_ids import TaskIds
     from twistedcelery.wamp.topics import EventPublisher
 
@@ -24,6 +25,7 @@ class Context:
     :ivar wall_clock: seconds since the epoch, for events
     :ivar errors: makes what callers see
     :ivar events: publishes what happens
+    :ivar stories: tells what happens to the bridge's tasks
     :ivar ids: makes the ids of the bridge's tasks
     """
 
@@ -32,4 +34,5 @@ class Context:
     wall_clock: Callable[[], float]
     errors: CallErrors
     events: EventPublisher
+    stories: Stories
     ids: TaskIds

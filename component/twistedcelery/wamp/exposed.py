@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from twistedcelery.wamp.config import Configuration
 
-__all__ = ["ExposedTask", "ExposedTasks", "load_application"]
+__all__ = ["ExposedTask", "ExposedTasks", "is_exposed", "load_application"]
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ class ExposedTasks(Mapping[str, ExposedTask]):
         self._changed = changed
         registered = app.tasks.items() if config.discover != "workers" else ()
         self._tasks = {
-            name: self._make(name, task) for name, task in sorted(registered) if self._is_wanted(name)
+            name: self._make(name, task) for name, task in sorted(registered) if is_exposed(name, config)
         }
 
     def __getitem__(self, name: str) -> ExposedTask:
@@ -155,7 +155,7 @@ class ExposedTasks(Mapping[str, ExposedTask]):
     def announced(self, name: str, ignores_result: bool | None) -> None:
         """Workers have a task, or (``None``) no longer. Of its own the application knows better."""
         known = self._tasks.get(name)
-        if not self._is_wanted(name) or (known is not None and known.task is not None):
+        if not is_exposed(name, self._config) or (known is not None and known.task is not None):
             return
         if ignores_result is not None:
             task = self._tasks[name] = self._make(name, None, ignores_result)
@@ -170,13 +170,15 @@ class ExposedTasks(Mapping[str, ExposedTask]):
         reason = why_not_a_uri(uri)
         return ExposedTask(name, None if reason else uri, reason, task, ignores_result)
 
-    def _is_wanted(self, name: str) -> bool:
-        try:
-            normalise(name)
-        except Unencodable:
-            # No caller could say it, and nobody could be told of any task for its sake.
-            return False
-        return _matches(name, self._config.include) and not _matches(name, self._config.exclude)
+
+def is_exposed(name: str, config: Configuration) -> bool:
+    """Whether ``include`` and ``exclude`` leave a task of this name, and callers could say it."""
+    try:
+        normalise(name)
+    except Unencodable:
+        # Nobody could be told of any task for its sake.
+        return False
+    return _matches(name, config.include) and not _matches(name, config.exclude)
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:

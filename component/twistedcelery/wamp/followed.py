@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from celery import states
@@ -9,7 +10,6 @@ from twisted.internet.defer import Deferred
 
 from twistedcelery.errors import CallCancelled, TwistedCeleryError
 from twistedcelery.wamp.descriptions import describe_exception, plain_text
-from twistedcelery.wamp.throttle import Throttle
 from twistedcelery.wamp.topics import TaskEvent
 
 if TYPE_CHECKING:
@@ -18,13 +18,11 @@ if TYPE_CHECKING:
     from twisted.python.failure import Failure
 
     from twistedcelery import TaskDeferred
+    from twistedcelery.wamp.celery_events import Observation
     from twistedcelery.wamp.context import Context
     from twistedcelery.wamp.invocation import Caller
 
 __all__ = ["FollowedTask"]
-
-#: Seconds between two progress events of one task: 20 in a second, the one that begins it included.
-PROGRESS_INTERVAL = 1 / 19
 
 
 class FollowedTask:
@@ -65,9 +63,11 @@ class FollowedTask:
         self._waiters: list[Deferred[Any]] = []
         #: Settles a waiter, once the task has ended.
         self._outcome: Callable[[Deferred[Any]], None] | None = None
-        self._progress: Throttle[TaskEvent] = Throttle(
-            context.clock, PROGRESS_INTERVAL, context.events.publish
-        )
+        self._story = context.stories.begin(call.task_id, self._observed)
+
+    def tell_nothing(self) -> None:
+        """Publish no events of this task."""
+        self._story.stop()
 
     def start(self) -> None:
         """Begin to follow. What has happened already is reported before this returns."""
@@ -119,8 +119,9 @@ class FollowedTask:
             self._publish("started", state, {})
         elif state == states.RETRY:
             self._publish("retried", state, self._describe_failure(meta))
-        else:
-            self._progress.offer(self._event("progress", state, {"meta": meta}))
+        elif self._context.events.wants("progress"):
+            # There may be thousands in a second.
+            self._story.tell(self._event("progress", state, {"meta": meta}))
         # RETRY comes with an exception, which WAMP carries as its description.
         for listener in tuple(self._listeners):
             listener(state, meta)
@@ -145,7 +146,8 @@ class FollowedTask:
             )
         else:
             # What has become of the task nobody knows, so there is no event to publish.
-            self._stop("undelivered")
+            self._story.stop()
+            self._ended(self, "undelivered")
             answer = self._context.errors.not_delivered(failure, self.task_id)
         self._settle(lambda waiter: waiter.errback(answer))
 
@@ -159,6 +161,14 @@ class FollowedTask:
             details["traceback"] = plain_text(self._call.traceback)
         return details
 
+    def _observed(self, observation: Observation) -> TaskEvent:
+        """What Celery's event stream tells of the task."""
+        self._is_sent()
+        details = {key: value for key, value in observation.details.items() if key == "requeue"}
+        return replace(
+            observation.of(self._call.task_name, self.caller.session), details={**self._arguments, **details}
+        )
+
     def _event(self, event: str, state: str, details: Mapping[str, Any]) -> TaskEvent:
         return TaskEvent(
             event,
@@ -171,16 +181,12 @@ class FollowedTask:
         )
 
     def _publish(self, event: str, state: str, details: Mapping[str, Any]) -> None:
-        self._context.events.publish(self._event(event, state, {**self._arguments, **details}))
+        self._story.tell(self._event(event, state, {**self._arguments, **details}))
 
     def _end(self, event: str, state: str, details: Mapping[str, Any]) -> None:
         self.state = state
-        self._stop(event)
+        self._ended(self, event)
         self._publish(event, state, details)
-
-    def _stop(self, outcome: str) -> None:
-        self._progress.stop()
-        self._ended(self, outcome)
 
     def _settle(self, outcome: Callable[[Deferred[Any]], None]) -> None:
         self._outcome = outcome

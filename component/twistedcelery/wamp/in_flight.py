@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from celery.utils import uuid
+
 from twistedcelery.wamp.followed import FollowedTask
 from twistedcelery.wamp.options import NotAllowed, OptionError, parse_options
 
@@ -108,7 +110,9 @@ class InFlight:
         headers = {**(options.get("headers") or {}), **caller.headers()}
         if headers:
             options = {**options, "headers": headers}
-        task_id = self._context.ids.new()
+        # Of a task that keeps its result to itself, Celery's events alone tell, as of those of others.
+        unheard = bool(options.get("ignore_result"))
+        task_id = uuid() if unheard else self._context.ids.new()
         call = self._client.send_task(
             task.name, args=list(args), kwargs=dict(kwargs), task_id=task_id, **options
         )
@@ -116,6 +120,8 @@ class InFlight:
             {"args": list(args), "kwargs": dict(kwargs)} if self._context.config.publish_arguments else {}
         )
         followed = FollowedTask(call, caller, arguments, self._context, self._ended)
+        if unheard:
+            followed.tell_nothing()
         self.totals["sent"] += 1
         self._tasks[followed.task_id] = followed
         self._by_session[caller.session] += 1

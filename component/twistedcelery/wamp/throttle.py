@@ -39,6 +39,10 @@ class Throttle(Generic[T]):
         else:
             self._latest = [item]
 
+    def supersede(self) -> None:
+        """Drop the item that waits: something else has made it out of date."""
+        self._latest = []
+
     def stop(self) -> None:
         """Forward nothing more; an item that waits is dropped."""
         self._stopped = True

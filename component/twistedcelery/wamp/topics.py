@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FINAL_EVENTS", "EventPublisher", "PublishingSession", "TaskEvent"]
 
-#: Nothing follows these.
+#: Nothing follows these, but for a task that is rejected to run once more.
 FINAL_EVENTS = frozenset({"succeeded", "failed", "revoked", "rejected"})
 
 #: Final events kept while there is no session; the oldest are dropped first.
@@ -45,6 +45,8 @@ class TaskEvent:
     :ivar timestamp: seconds since the epoch
     :ivar caller: the WAMP session that called; ``None``: not known
     :ivar details: what this kind of event has besides; still to be normalised
+    :ivar overtaken: whether a later one was published before it: then it is not for the topic of the
+        run, whose last event tells how things are
     """
 
     event: str
@@ -54,6 +56,18 @@ class TaskEvent:
     timestamp: float
     caller: int | None
     details: Mapping[str, Any]
+    overtaken: bool = False
+
+    @property
+    def begins_anew(self) -> bool:
+        """Whether the task is to run once more."""
+        # A task that is rejected may go back to its queue.
+        return self.event == "retried" or (self.event == "rejected" and bool(self.details.get("requeue")))
+
+    @property
+    def is_final(self) -> bool:
+        """Whether nothing follows."""
+        return self.event in FINAL_EVENTS and not self.begins_anew
 
     def payload(self) -> dict[str, Any]:
         """The keyword payload.
@@ -112,8 +126,11 @@ class EventPublisher:
         """Whether events of this kind are published at all."""
         return event in self._config.events
 
-    def publish(self, event: TaskEvent) -> None:
-        """Publish an event, if the configuration wants it and somebody may see it."""
+    def publish(self, event: TaskEvent, keep: bool = True) -> None:
+        """Publish an event, if the configuration wants it and somebody may see it.
+
+        :param keep: whether the end of a task waits for the next session where there is none
+        """
         if not self.wants(event.event):
             return
         only_caller = self._config.event_audience == "caller"
@@ -121,7 +138,7 @@ class EventPublisher:
             # The router does not disclose its callers. Nobody sees the event, rather than everybody.
             return
         if self._session is None or not self._session.is_attached():
-            if event.event in FINAL_EVENTS:
+            if keep and event.is_final:
                 self._kept.append(event)
             return
         try:
@@ -138,10 +155,21 @@ class EventPublisher:
             self._session, self._uris.event(event.task, event.event), payload, event.caller, retain=False
         )
         # The router keeps a restricted event beside the earlier ones, not in place of them.
-        retain = not only_caller or event.event in FINAL_EVENTS
+        retain = not only_caller or event.is_final
         run_topic = self._uris.task_events(event.task_id)
-        if run_topic is not None:
+        if run_topic is not None and not event.overtaken:
             self._send(self._session, run_topic, payload, event.caller, retain=retain)
+
+    def announce(self, topic: str, payload: Mapping[str, Any]) -> None:
+        """Publish what is about no task. Without a session it is dropped."""
+        if self._session is None or not self._session.is_attached():
+            return
+        try:
+            normal = normalise(payload)
+        except Unencodable as unencodable:
+            _log.warn("an event on {topic} cannot be published: {reason}", topic=topic, reason=unencodable)
+            return
+        self._publish(self._session, topic, normal, PublishOptions(acknowledge=False))
 
     def _send(
         self,
@@ -157,6 +185,11 @@ class EventPublisher:
         if self._config.event_audience == "caller":
             # Without an empty exclude list Crossbar stumbles over the retained event.
             options = PublishOptions(acknowledge=False, retain=retain, eligible=[caller], exclude=[])
+        self._publish(session, topic, payload, options)
+
+    def _publish(
+        self, session: PublishingSession, topic: str, payload: dict[str, Any], options: PublishOptions
+    ) -> None:
         try:
             session.publish(topic, options=options, **payload)
         except (PayloadExceededError, SerializationError, TransportLost) as error:

@@ -112,7 +112,7 @@ async def test_events_for_the_caller_alone(router, bridge, client):
     """Where only the caller may see its events, nobody else does, retained or not."""
     running = await bridge(router.url, event_audience="caller")
     caller, other = await client(router.url), await client(router.url)
-    everything = await other.events(running.prefix, match="prefix")
+    everything = await other.events(running.uri("taskapp"), match="prefix")
     own = await caller.events(running.uri("taskapp"), match="prefix")
     await caller.call(running.uri("taskapp.add"), 1, 2)
     topic, payload = await own.get()

@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.logger import globalLogPublisher
 
-from tests.unit.wamp.fakes import FakeClient, FakeSession, call_details
+from tests.unit.wamp.fakes import FakeClient, FakeSession, FakeStream, call_details
 from twistedcelery.wamp.bridge import Bridge
 from twistedcelery.wamp.config import Configuration
 from twistedcelery.wamp.invocation import OpenInvocations
@@ -67,6 +67,12 @@ class Setup:
         uri = name if name.startswith((f"{prefix}_api.", f"{prefix}_admin.")) else f"{prefix}.{name}"
         endpoint = self.open.endpoint(self.bridge.procedures[uri])
         return endpoint(*args, details=call_details(progress, caller), keywords=keywords)
+
+    def lead(self) -> FakeStream:
+        """Make the bridge the leader; returns the leader's stream, which is ready."""
+        self.session.requests.pop(0)[2].callback(None)
+        self.client.streams[-1].connect()
+        return self.client.streams[-1]
 
     @property
     def last(self) -> Any:

@@ -55,7 +55,7 @@ class FakeStream:
     def __init__(self, handlers: Mapping[str, Any], options: Mapping[str, Any]) -> None:
         self.handlers = handlers
         self.options = options
-        self.connected = False
+        self.connected = self.closed = False
         self._waiters: list[Deferred[None]] = []
 
     @property
@@ -72,6 +72,15 @@ class FakeStream:
         waiters, self._waiters = self._waiters, []
         for waiter in waiters:
             waiter.callback(None)
+
+    def close(self) -> Deferred[None]:
+        self.closed = True
+        return succeed(None)
+
+    def send(self, type_: str, uuid: str | None = None, **fields: Any) -> None:
+        """One event, as Celery's ``Receiver`` hands it over."""
+        event = {"type": type_, "hostname": "w1", "timestamp": 500.0, "local_received": 501.0, **fields}
+        self.handlers["*"](event if uuid is None else {**event, "uuid": uuid})
 
     def tell(self, event: str, worker: Any) -> None:
         """A worker sends an event."""

@@ -33,6 +33,9 @@ def test_the_defaults():
         on_caller_gone="revoke",
         terminate=False,
         events=frozenset({"progress", "succeeded", "failed", "revoked", "retried"}),
+        foreign_events=True,
+        worker_events=True,
+        enable_events=False,
         publish_arguments=False,
         publish_results=False,
         tracebacks=False,
@@ -78,12 +81,13 @@ def test_what_crossbar_adds_is_no_mistake():
 
 
 def test_events():
-    """``true`` stands for every event that the bridge can see, ``false`` for none."""
+    """``true`` stands for every event, ``false`` for none."""
     parse = Configuration.parse
     assert parse({"app": "a", "events": False}, {}).events == frozenset()
     assert parse({"app": "a", "events": []}, {}).events == frozenset()
     assert parse({"app": "a", "events": True}, {}).events == {
-        *("sent", "started", "progress", "retried", "succeeded", "failed", "revoked"),
+        *("sent", "received", "started", "progress", "retried"),
+        *("succeeded", "failed", "revoked", "rejected"),
     }
 
 
@@ -112,7 +116,7 @@ def test_events():
         ({"on_caller_gone": "revok"}, "did you mean 'revoke'?"),
         ({"terminate": "yes"}, "found 'yes', accepted is true or false"),
         ({"events": ["succeded"]}, "did you mean 'succeeded'?"),
-        ({"events": ["received"]}, "found 'received', accepted is an event that the bridge sees itself"),
+        ({"foreign_events": "no"}, "key 'foreign_events': found 'no', accepted is true or false"),
         ({"events": "all"}, "accepted is true, false, or a list of: sent, received"),
         ({"max_in_flight_per_caller": 0}, "found 0, accepted is a whole number of at least 1"),
         ({"task_access": "me"}, "one of 'all', 'caller'"),
