@@ -34,6 +34,7 @@ from tests.support.debian import require
 from tests.support.node import CrossbarNode
 from tests.support.ports import free_port
 from tests.support.process import ROOT, python_program
+from tests.support.rabbitmq import RabbitMQ
 from twistedcelery import TwistedCelery
 from twistedcelery.demo.checkout import node_config, secret_variables
 from twistedcelery.wamp.bridge import Bridge
@@ -430,6 +431,56 @@ async def test_http_call_badly_signed(node: CrossbarNode, secret: str | None, st
     async with registrar(node):
         answer, _ = await deferToThread(post, node, secret, TASK, 2, 3)
     assert answer == status
+
+
+#: What Crossbar itself writes of tickets, at its level ``debug``: those that it is configured with, that
+#: arrive, and that others should have been.
+CROSSBARS_OWN = ("maybe_from_env", "onAuthenticate", "PendingAuthTicket")
+
+
+@pytest.mark.parametrize(
+    ("loglevel", "backend", "named"),
+    [
+        ("info", "redis://:results-secret@127.0.0.1:1/0", "redis://127.0.0.1"),
+        ("debug", "rpc://", "amqp://joe@"),
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_no_secret_is_logged(
+    loglevel: str, backend: str, named: str, crossbar_node: Callable[..., CrossbarNode], rabbitmq: RabbitMQ
+) -> None:
+    """Whatever goes wrong with brokers and callers: no secret is in a log, but for what Crossbar writes."""
+    port = free_port()
+    config = node_config(ROOT, port)
+    config["workers"][1]["components"][0]["extra"]["publish_timeout"] = 1
+    # Nobody listens on the first; the second does not know joe.
+    ports = (1, rabbitmq.port)
+    env = {
+        **SECRETS,
+        "CELERY_BROKER_URL": ";".join(f"amqp://joe:brokers-secret@127.0.0.1:{port}//" for port in ports),
+        "CELERY_RESULT_BACKEND": backend,
+    }
+    node = await deferToThread(crossbar_node, config, port=port, env=env, loglevel=loglevel)
+    await deferToThread(node.process.wait_for_output, "the bridge serves")
+    answers = [
+        await deferToThread(post, node, secret, procedure, 2, 3)
+        for secret in (SECRETS["TWISTEDCELERY_CALL_SECRET"], "a wrong one")
+        for procedure in (TASK, API, ADMIN)
+    ]
+    with pytest.raises(ApplicationError):
+        async with client(node, "operator", "a wrong ticket"):
+            pass
+    async with client(node, "operator", TICKETS["operator"]) as operator:
+        with pytest.raises(ApplicationError) as refused:
+            await operator.call(TASK, 2, 3)
+    assert refused.value.error == "celery.error.broker_unavailable"
+    secrets = [*SECRETS.values(), "brokers-secret", "results-secret"]
+    lines = [json.dumps(answers), str(refused.value), *node.process.output().splitlines()]
+    said = [line for line in lines if any(secret in line for secret in secrets)]
+    assert any(" [Container " in line and named in line for line in lines)
+    if loglevel == "debug":
+        said = [line for line in said if not any(own in line for own in CROSSBARS_OWN)]
+    assert said == []
 
 
 def test_crossbar_accepts_the_configuration() -> None:

@@ -26,6 +26,7 @@ class CrossbarNode:
         port: int,
         path: str = "/ws",
         env: Mapping[str, str] | None = None,
+        loglevel: str = "info",
     ) -> None:
         """Describe a node; `start` runs it.
 
@@ -39,7 +40,10 @@ class CrossbarNode:
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "config.json").write_text(json.dumps(config, indent=2))
         self.process = Process(
-            [python_program("crossbar"), "start", "--cbdir", str(directory), "--color", "false"],
+            [
+                *(python_program("crossbar"), "start", "--cbdir", str(directory)),
+                *("--color", "false", "--loglevel", loglevel),
+            ],
             directory=directory,
             name="crossbar",
             env={"PYTHONPATH": os.pathsep.join(SOURCES), **(env or {})},
