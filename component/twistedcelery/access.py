@@ -46,6 +46,7 @@ class ResultAccess:
     :param pending: who waits for which task, and the last states, where the backend keeps none
     :param connect: gives the sources; it may raise a `twistedcelery.TwistedCeleryError`
     :param revoke: revokes one task
+    :param control: gives the client's ``control``
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class ResultAccess:
         pending: PendingCalls,
         connect: Callable[[], Sources],
         revoke: Callable[[str, bool, str], Deferred[None]],
+        control: Callable[[], Any],
     ) -> None:
         self._pending = pending
         self._recent = pending.recent
@@ -61,6 +63,7 @@ class ResultAccess:
         self.reactor = reactor
         self._connect = connect
         self._revoke = revoke
+        self._control = control
 
     # Making results
 
@@ -219,6 +222,16 @@ class ResultAccess:
     def revoke(self, task_ids: Sequence[str], terminate: bool, signal: str) -> Deferred[None]:
         """Revoke tasks."""
         return all_done([self._revoke(task_id, terminate, signal) for task_id in task_ids])
+
+    def revoke_by_stamped_headers(
+        self, headers: Mapping[str, Any], terminate: bool, signal: str
+    ) -> Deferred[Any]:
+        """Revoke the tasks that have these stamps."""
+
+        def ask() -> Any:
+            return self._control().revoke_by_stamped_headers(headers, terminate=terminate, signal=signal)
+
+        return maybeDeferred(ask)
 
     def _connected(self) -> Sources:
         sources = self._connect()

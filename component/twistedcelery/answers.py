@@ -47,3 +47,8 @@ class Answers(Protocol):
 
     def revoke(self, task_ids: Sequence[str], terminate: bool, signal: str) -> Deferred[None]:
         """Revoke tasks."""
+
+    def revoke_by_stamped_headers(
+        self, headers: Mapping[str, Any], terminate: bool, signal: str
+    ) -> Deferred[Any]:
+        """Revoke the tasks that have these stamps."""

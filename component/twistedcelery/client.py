@@ -84,7 +84,7 @@ class TwistedCelery(CanvasMethods):
         self._pending = PendingCalls(self._forget)
         self._revoker = Revoker(reactor, self._broadcast_revoke)
         self._workers = Workers(app, reactor, publish_timeout, transport, self._connect)
-        access = ResultAccess(reactor, self._pending, self._wired, self.revoke)
+        access = ResultAccess(reactor, self._pending, self._wired, self.revoke, lambda: self._workers.control)
         super().__init__(access, self._pacer, self._wired, publish_timeout, terminate)
         self._outbox: Outbox | None = None
         self._wires: Wires | None = None

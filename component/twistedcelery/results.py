@@ -260,6 +260,16 @@ class TaskResult(_Result):
         """
         return self._access.revoke([self.id], terminate, signal)
 
+    def revoke_by_stamped_headers(
+        self, headers: Mapping[str, Any], terminate: bool = False, signal: str = "SIGTERM"
+    ) -> Deferred[None]:
+        """Ask all workers to revoke the tasks that have these stamps, as Celery's result does: not only
+        this one.
+
+        :return: fires once the broker has taken the request
+        """
+        return self._access.revoke_by_stamped_headers(headers, terminate, signal)
+
     # For what waits
 
     @property

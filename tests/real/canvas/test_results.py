@@ -142,6 +142,22 @@ async def test_revoke(client, backend):
         await call
 
 
+@pytest_twisted.ensureDeferred
+async def test_revoke_by_stamps(client):
+    """Through any result, the tasks that have the stamps are revoked, and no others."""
+    tx_app = await client("rpc")
+    add = tasks(tx_app)["add"]
+    stamped, other = add.s(2, 3), add.s(2, 3)
+    stamped.stamp(customer="x")
+    calls = [tx_app.apply_async(signature, countdown=1) for signature in (stamped, other)]
+    for call in calls:
+        await call.published
+    await tx_app.result(calls[1].task_id).revoke_by_stamped_headers({"customer": ["x"]})
+    with pytest.raises(celery.exceptions.TaskRevokedError):
+        await calls[0]
+    assert await calls[1] == 5
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest_twisted.ensureDeferred
 async def test_children(client, backend):
