@@ -82,7 +82,13 @@ async def test_tls(tls, worker, connect):
     query = "&".join(f"{name}={quote(value, safe='')}" for name, value in files.items())
     urls = [f"rediss://127.0.0.1:{tls.tls_port}/{db}?ssl_cert_reqs=required&{query}" for db in (0, 1)]
     await deferToThread(worker, tls.url(0), tls.url(1))
-    assert await connect(*urls).send_task("taskapp.add", args=(1, 2)) == 3
+    tx_app = connect(*urls)
+    call = tx_app.send_task("taskapp.add", args=(1, 2))
+    assert await call == 3
+    # Over the connections that are made when they are used.
+    assert await tx_app.result(call.task_id).state == "SUCCESS"
+    assert await tx_app.control.ping(limit=1, timeout=10)
+    await tx_app.events({}).ready
     settings = {**files, "ssl_cert_reqs": ssl.CERT_REQUIRED}
     plain = [f"redis://127.0.0.1:{tls.tls_port}/{db}" for db in (0, 1)]
     tx_app = connect(*plain, broker_use_ssl=settings, redis_backend_use_ssl=settings)
