@@ -7,7 +7,7 @@ router retains it, for those who come late.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from autobahn.exception import PayloadExceededError
@@ -27,6 +27,9 @@ __all__ = ["FINAL_EVENTS", "EventPublisher", "PublishingSession", "TaskEvent"]
 
 #: Nothing follows these, but for a task that is rejected to run once more.
 FINAL_EVENTS = frozenset({"succeeded", "failed", "revoked", "rejected"})
+
+#: Details that an event can do without: how a task went matters more than what it was given or has returned.
+_VALUES = frozenset({"args", "kwargs", "result"})
 
 #: Final events kept while there is no session; the oldest are dropped first.
 _MAX_KEPT = 1000
@@ -141,15 +144,8 @@ class EventPublisher:
             if keep and event.is_final:
                 self._kept.append(event)
             return
-        try:
-            payload = event.payload()
-        except Unencodable as unencodable:
-            _log.warn(
-                "a {event} event of {task} cannot be published: {reason}",
-                event=event.event,
-                task=event.task,
-                reason=str(unencodable),
-            )
+        payload = _payload(event)
+        if payload is None:
             return
         self._send(
             self._session, self._uris.event(event.task, event.event), payload, event.caller, retain=False
@@ -194,3 +190,26 @@ class EventPublisher:
             session.publish(topic, options=options, **payload)
         except (PayloadExceededError, SerializationError, TransportLost) as error:
             _log.warn("an event on {topic} was lost: {error}", topic=topic, error=type(error).__name__)
+
+
+def _payload(event: TaskEvent) -> dict[str, Any] | None:
+    """What is published of an event, if need be without `_VALUES`; ``None``: WAMP cannot carry it."""
+    try:
+        return event.payload()
+    except Unencodable as unencodable:
+        reason = str(unencodable)
+    bare = {name: value for name, value in event.details.items() if name not in _VALUES}
+    try:
+        payload = replace(event, details=bare).payload()
+    except Unencodable:
+        said, payload = "cannot be published", None
+    else:
+        said = "is published without its values"
+    _log.warn(
+        "a {event} event of {task} {said}: {reason}",
+        event=event.event,
+        task=event.task,
+        said=said,
+        reason=reason,
+    )
+    return payload

@@ -42,6 +42,8 @@ async def test_the_same_in_every_serialisation(serializer, router, bridge, clien
         try:
             result = await caller.call(running.uri("taskapp.report"), kind, options=options)
         except ApplicationError as error:
+            topic, payload = await events.get()
+            assert (topic, "result" in payload) == (running.uri("taskapp.report.succeeded"), False)
             seen[kind] = (error.error.removeprefix(f"{running.prefix}.error."), progress)
         else:
             topics = [await events.get(), await events.get()]

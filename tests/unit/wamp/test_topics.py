@@ -92,16 +92,19 @@ def test_states_of_the_tasks_own(setup):
 
 
 def test_what_cannot_be_published_is_left_out(setup):
-    """An event that WAMP cannot carry disturbs no other."""
-    one = setup(publish_results=True)
-    answer = one.call("app.add", 1, 2)
+    """A meta that WAMP cannot carry costs its event; a result, or arguments, only themselves."""
+    one = setup(publish_results=True, publish_arguments=True)
+    answer = one.call("app.add", 1, object())
     one.last.update("PROGRESS", object())
     one.last.finish(success(float("inf")))
-    assert one.session.published == []
+    (topic, payload, _), (_, of_run, _) = one.session.published
+    assert topic == "celery.app.add.succeeded"
+    assert payload == of_run
+    assert payload.keys() == {"task_id", "task", "state", "timestamp", "runtime"}
     assert error_of(answer).error == "celery.error.result_unencodable"
     one.call("app.add", 1, 2)
     one.last.finish(success(1))
-    assert one.session.published[0][1]["result"] == 1
+    assert one.session.published[2][1]["result"] == 1
 
 
 @pytest.mark.parametrize("disclosed", [True, False])
