@@ -2,8 +2,8 @@
 # only `make test`, and only as root, also installs Debian packages (RabbitMQ, Redis, Chromium).
 
 PYTHON ?= python3
-# pytest-xdist's processes. The servers under test need a core, too.
-JOBS ?= 2
+# pytest-xdist's processes. Two cores have time for three, which mostly wait for servers.
+JOBS ?= 3
 # Further options for pytest: make test PYTEST="-k cancel"
 PYTEST ?=
 # make demo BROKER=amqp://... BACKEND=rpc://
