@@ -32,7 +32,7 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _bridge(options: argparse.Namespace) -> int:
-    from twistedcelery.wamp import command
+    from twistedcelery.wamp.process import command
 
     settings = [*([("app", options.app)] if options.app else []), *options.set]
     return command.run(url=options.url, realm=options.realm, config=options.config, settings=settings)

@@ -13,7 +13,7 @@ from twisted.python.failure import Failure
 
 from twistedcelery.demo.checkout import DemoError
 from twistedcelery.demo.child import Child
-from twistedcelery.wamp.first_call import first_call
+from twistedcelery.wamp.tasks.first_call import first_call
 
 __all__ = ["watch"]
 

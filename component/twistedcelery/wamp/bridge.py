@@ -18,26 +18,26 @@ from twisted.internet.interfaces import IReactorCore
 from twisted.logger import Logger
 
 from twistedcelery import TwistedCelery
-from twistedcelery.wamp.api import CallerApi
-from twistedcelery.wamp.calls import TaskCalls
+from twistedcelery.wamp.callers.api import CallerApi
+from twistedcelery.wamp.callers.known_tasks import KnownTasks
+from twistedcelery.wamp.callers.neighbours import Neighbours
 from twistedcelery.wamp.config import Configuration
 from twistedcelery.wamp.context import Context
-from twistedcelery.wamp.discovery import Discovery
 from twistedcelery.wamp.errors import CallErrors
-from twistedcelery.wamp.exposed import ExposedTask, ExposedTasks, load_application
-from twistedcelery.wamp.feed import EventFeed, needs_leader
-from twistedcelery.wamp.in_flight import InFlight
-from twistedcelery.wamp.known_tasks import KnownTasks
+from twistedcelery.wamp.events.feed import EventFeed, needs_leader
+from twistedcelery.wamp.events.stories import Stories
+from twistedcelery.wamp.events.topics import EventPublisher, PublishingSession
 from twistedcelery.wamp.leadership import Leadership, ProvidingSession
-from twistedcelery.wamp.neighbours import Neighbours
-from twistedcelery.wamp.operator_api import OperatorApi
 from twistedcelery.wamp.presence import describe_process
 from twistedcelery.wamp.procedures import Procedures
-from twistedcelery.wamp.stories import Stories
-from twistedcelery.wamp.task_ids import TaskIds
-from twistedcelery.wamp.topics import EventPublisher, PublishingSession
+from twistedcelery.wamp.tasks.calls import TaskCalls
+from twistedcelery.wamp.tasks.exposed import ExposedTask, ExposedTasks, load_application
+from twistedcelery.wamp.tasks.in_flight import InFlight
+from twistedcelery.wamp.tasks.task_ids import TaskIds
 from twistedcelery.wamp.triggers import SubscribingSession, Triggers, check_triggers
 from twistedcelery.wamp.uris import Uris
+from twistedcelery.wamp.workers.discovery import Discovery
+from twistedcelery.wamp.workers.operator_api import OperatorApi
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from twistedcelery.errors import ConfigurationError
-from twistedcelery.wamp.options import DEFAULT_OPTIONS, KNOWN_OPTIONS
+from twistedcelery.wamp.tasks.options import DEFAULT_OPTIONS, KNOWN_OPTIONS
 from twistedcelery.wamp.trigger import Trigger, parse_triggers
 from twistedcelery.wamp.uris import why_not_a_uri
 

@@ -10,9 +10,9 @@ if TYPE_CHECKING:
 
     from twistedcelery.wamp.config import Configuration
     from twistedcelery.wamp.errors import CallErrors
-    from twistedcelery.wamp.stories import Stories
-    from twistedcelery.wamp.task_ids import TaskIds
-    from twistedcelery.wamp.topics import EventPublisher
+    from twistedcelery.wamp.events.stories import Stories
+    from twistedcelery.wamp.events.topics import EventPublisher
+    from twistedcelery.wamp.tasks.task_ids import TaskIds
 
 __all__ = ["Context"]
 

@@ -12,7 +12,7 @@ from autobahn.wamp.message import Interrupt
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.logger import Logger
 
-from twistedcelery.wamp.options import CALLER_HEADERS
+from twistedcelery.wamp.tasks.options import CALLER_HEADERS
 from twistedcelery.wamp.values import Unencodable, normalise
 
 if TYPE_CHECKING:

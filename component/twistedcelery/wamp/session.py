@@ -18,11 +18,11 @@ from twisted.logger import Logger
 from twistedcelery.errors import ConfigurationError
 from twistedcelery.wamp.authentication import TICKET_VARIABLE, Credentials
 from twistedcelery.wamp.bridge import Bridge, bridge_for, check
-from twistedcelery.wamp.container import Component, component_of, joined_component
 from twistedcelery.wamp.deferreds import fork
 from twistedcelery.wamp.invocation import DETAILS, KEYWORDS, OpenInvocations
 from twistedcelery.wamp.presence import Presence, describe_process
 from twistedcelery.wamp.procedures import Registrations
+from twistedcelery.wamp.process.container import Component, component_of, joined_component
 from twistedcelery.wamp.values import MAX_SIZE
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from twistedcelery.errors import ConfigurationError
-from twistedcelery.wamp.options import KNOWN_OPTIONS, OptionError, parse_options
+from twistedcelery.wamp.tasks.options import KNOWN_OPTIONS, OptionError, parse_options
 from twistedcelery.wamp.uris import why_not_a_pattern
 
 __all__ = ["Trigger", "parse_triggers", "refuse_trigger"]

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from autobahn.wamp.exception import ApplicationError
 from twisted.logger import Logger
 
+from twistedcelery.wamp.events.throttle import Throttle
 from twistedcelery.wamp.invocation import Caller
-from twistedcelery.wamp.throttle import Throttle
 from twistedcelery.wamp.trigger import refuse_trigger
 
 if TYPE_CHECKING:
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from twistedcelery.wamp.config import Configuration
     from twistedcelery.wamp.context import Context
-    from twistedcelery.wamp.exposed import ExposedTask
-    from twistedcelery.wamp.in_flight import InFlight
+    from twistedcelery.wamp.tasks.exposed import ExposedTask
+    from twistedcelery.wamp.tasks.in_flight import InFlight
     from twistedcelery.wamp.trigger import Trigger
     from twistedcelery.wamp.uris import Uris
 

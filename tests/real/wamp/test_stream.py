@@ -23,7 +23,7 @@ from tests.support.rabbitmq import RabbitMQ
 from tests.support.taskapp import create_app
 from tests.support.worker import Worker
 from twistedcelery import TwistedCelery
-from twistedcelery.wamp.task_ids import TaskIds
+from twistedcelery.wamp.tasks.task_ids import TaskIds
 
 pytestmark = pytest.mark.usefixtures("telling_worker")
 
@@ -266,7 +266,7 @@ async def test_several_bridges(router, bridge, bridge_process, client, somebody)
 @pytest_twisted.ensureDeferred
 async def test_workers_come_and_go(router, bridge, client, broker, tmp_path, monkeypatch):
     """Operators learn that a worker is online, of its heartbeats, and that it has left or fallen silent."""
-    monkeypatch.setattr("twistedcelery.wamp.worker_topics.MIN_SILENCE", 1)
+    monkeypatch.setattr("twistedcelery.wamp.events.worker_topics.MIN_SILENCE", 1)
     running, operator = await bridge(router.url), await client(router.url)
     log: list[tuple[str, dict[str, Any]]] = []
     prefix = f"{running.prefix}_admin.worker."

@@ -9,8 +9,8 @@ import pytest
 from twisted.internet.task import Clock
 
 from twistedcelery import ConfigurationError, cli
-from twistedcelery.wamp import command
-from twistedcelery.wamp.runner import Runner
+from twistedcelery.wamp.process import command
+from twistedcelery.wamp.process.runner import Runner
 
 
 @pytest.fixture

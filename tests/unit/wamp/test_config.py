@@ -10,7 +10,7 @@ import pytest
 from twistedcelery import ConfigurationError
 from twistedcelery.wamp import config
 from twistedcelery.wamp.config import Configuration
-from twistedcelery.wamp.exposed import load_application
+from twistedcelery.wamp.tasks.exposed import load_application
 from twistedcelery.wamp.trigger import Trigger
 
 TRIGGER = {"topic": "com.example.uploaded", "task": "app.add"}

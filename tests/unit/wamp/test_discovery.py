@@ -12,8 +12,8 @@ from tests.unit.wamp.conftest import error_of, result_of
 from tests.unit.wamp.fakes import call_details, success
 from tests.unit.wamp.test_triggers import event
 from twistedcelery import BrokerUnavailable, ConfigurationError, InvalidCall
-from twistedcelery.wamp.announced import AnnouncedTasks, parse_registered
-from twistedcelery.wamp.discovery import ASK_INTERVAL, FAREWELL, GRACE
+from twistedcelery.wamp.workers.announced import AnnouncedTasks, parse_registered
+from twistedcelery.wamp.workers.discovery import ASK_INTERVAL, FAREWELL, GRACE
 
 TASK = " [ignore_result=False]"
 

@@ -12,10 +12,10 @@ from celery.utils.time import utcoffset
 
 from tests.unit.wamp.fakes import FakeSession, success
 from twistedcelery import Disconnected
-from twistedcelery.wamp.celery_events import observe
 from twistedcelery.wamp.config import Configuration
-from twistedcelery.wamp.task_ids import TaskIds
-from twistedcelery.wamp.worker_topics import MIN_SILENCE
+from twistedcelery.wamp.events.celery_events import observe
+from twistedcelery.wamp.events.worker_topics import MIN_SILENCE
+from twistedcelery.wamp.tasks.task_ids import TaskIds
 
 FOREIGN = "11111111-1111-4111-8111-111111111111"
 

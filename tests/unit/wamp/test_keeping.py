@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred, fail
 from twisted.internet.error import ConnectError
 from twisted.internet.task import Clock
 
-from twistedcelery.wamp.keeping import FIRST_DELAY, MAX_DELAY, KeptConnection
+from twistedcelery.wamp.process.keeping import FIRST_DELAY, MAX_DELAY, KeptConnection
 
 
 class Router:

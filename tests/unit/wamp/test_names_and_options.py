@@ -10,9 +10,15 @@ from autobahn.wamp.message import check_or_raise_uri
 from hypothesis import given
 from hypothesis import strategies as st
 
+from twistedcelery.wamp.callers.submitted import EndedTask, EndedTasks
 from twistedcelery.wamp.invocation import Caller
-from twistedcelery.wamp.options import DEFAULT_OPTIONS, KNOWN_OPTIONS, NotAllowed, OptionError, parse_options
-from twistedcelery.wamp.submitted import EndedTask, EndedTasks
+from twistedcelery.wamp.tasks.options import (
+    DEFAULT_OPTIONS,
+    KNOWN_OPTIONS,
+    NotAllowed,
+    OptionError,
+    parse_options,
+)
 from twistedcelery.wamp.uris import Uris, why_not_a_uri
 
 uris = Uris("com.example.celery")

@@ -13,7 +13,7 @@ from twisted.python.failure import Failure
 from tests.support.process import ROOT
 from tests.unit.wamp.conftest import error_of, result_of
 from twistedcelery import BrokerUnavailable, InvalidCall, RepliesLost
-from twistedcelery.wamp.operator_api import MAX_WAITING
+from twistedcelery.wamp.workers.operator_api import MAX_WAITING
 
 WORKER = "celery@host"
 

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from twisted.internet.task import Clock
 
-from twistedcelery.wamp.celery_events import Observation
-from twistedcelery.wamp.foreign import ForeignTasks
-from twistedcelery.wamp.stories import PATIENCE, Stories
-from twistedcelery.wamp.story import Story
-from twistedcelery.wamp.topics import TaskEvent
+from twistedcelery.wamp.events.celery_events import Observation
+from twistedcelery.wamp.events.foreign import ForeignTasks
+from twistedcelery.wamp.events.stories import PATIENCE, Stories
+from twistedcelery.wamp.events.story import Story
+from twistedcelery.wamp.events.topics import TaskEvent
 
 
 def event(kind: str, **details: Any) -> TaskEvent:
@@ -207,7 +207,7 @@ def test_progress_that_is_out_of_date():
 
 def test_only_so_many_are_remembered(setup, monkeypatch):
     """Of the tasks of others the one heard of least recently is forgotten, with what it has waiting."""
-    monkeypatch.setattr("twistedcelery.wamp.foreign.MAX_REMEMBERED", 2)
+    monkeypatch.setattr("twistedcelery.wamp.events.foreign.MAX_REMEMBERED", 2)
     one = setup()
     tasks = ForeignTasks(one.bridge.config, one.clock, one.bridge._events)
     for number in range(4):

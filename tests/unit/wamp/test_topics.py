@@ -9,7 +9,7 @@ from twisted.internet.task import Clock
 
 from tests.unit.wamp.conftest import error_of
 from tests.unit.wamp.fakes import failure, success
-from twistedcelery.wamp.throttle import Throttle
+from twistedcelery.wamp.events.throttle import Throttle
 
 
 def test_the_payload(setup):

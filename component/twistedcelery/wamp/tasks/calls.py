@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from twisted.python.failure import Failure
 
     from twistedcelery.wamp.context import Context
-    from twistedcelery.wamp.exposed import ExposedTask
-    from twistedcelery.wamp.followed import FollowedTask
-    from twistedcelery.wamp.in_flight import InFlight
     from twistedcelery.wamp.invocation import Handler, Invocation
+    from twistedcelery.wamp.tasks.exposed import ExposedTask
+    from twistedcelery.wamp.tasks.followed import FollowedTask
+    from twistedcelery.wamp.tasks.in_flight import InFlight
 
 __all__ = ["OPTIONS_KEYWORD", "TaskCalls"]
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from twistedcelery.wamp.throttle import Throttle
+from twistedcelery.wamp.events.throttle import Throttle
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from twistedcelery._types import Clock
-    from twistedcelery.wamp.topics import TaskEvent
+    from twistedcelery.wamp.events.topics import TaskEvent
 
 __all__ = ["Story"]
 

@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 from celery import states
 
-from twistedcelery.wamp.known_tasks import KnownTasks
-from twistedcelery.wamp.stored import StoredTasks
+from twistedcelery.wamp.callers.known_tasks import KnownTasks
+from twistedcelery.wamp.callers.stored import StoredTasks
 
 if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
     from twisted.python.failure import Failure
 
     from twistedcelery import TwistedCelery
+    from twistedcelery.wamp.callers.neighbours import Neighbours
     from twistedcelery.wamp.context import Context
-    from twistedcelery.wamp.exposed import ExposedTask
-    from twistedcelery.wamp.in_flight import InFlight
     from twistedcelery.wamp.invocation import Caller, Handler, Invocation
-    from twistedcelery.wamp.neighbours import Neighbours
+    from twistedcelery.wamp.tasks.exposed import ExposedTask
+    from twistedcelery.wamp.tasks.in_flight import InFlight
 
 __all__ = ["CallerApi"]
 

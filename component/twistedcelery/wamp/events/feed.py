@@ -16,9 +16,9 @@ from twisted.internet.defer import Deferred, DeferredList
 from twisted.logger import Logger
 
 from twistedcelery.errors import TwistedCeleryError
-from twistedcelery.wamp.celery_events import observe
-from twistedcelery.wamp.foreign import ForeignTasks
-from twistedcelery.wamp.worker_topics import WorkerTopics
+from twistedcelery.wamp.events.celery_events import observe
+from twistedcelery.wamp.events.foreign import ForeignTasks
+from twistedcelery.wamp.events.worker_topics import WorkerTopics
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

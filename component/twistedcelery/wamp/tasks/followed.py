@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 
 from twistedcelery.errors import CallCancelled, TwistedCeleryError
 from twistedcelery.wamp.descriptions import describe_exception, plain_text
-from twistedcelery.wamp.topics import TaskEvent
+from twistedcelery.wamp.events.topics import TaskEvent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from twisted.python.failure import Failure
 
     from twistedcelery import TaskDeferred
-    from twistedcelery.wamp.celery_events import Observation
     from twistedcelery.wamp.context import Context
+    from twistedcelery.wamp.events.celery_events import Observation
     from twistedcelery.wamp.invocation import Caller
 
 __all__ = ["FollowedTask"]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from twistedcelery.wamp.celery_events import time_of
+from twistedcelery.wamp.events.celery_events import time_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from twistedcelery._types import Clock, Timer
-    from twistedcelery.wamp.topics import EventPublisher
+    from twistedcelery.wamp.events.topics import EventPublisher
     from twistedcelery.wamp.uris import Uris
 
 __all__ = ["CHECK_INTERVAL", "MIN_SILENCE", "WorkerTopics"]

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from autobahn.wamp.exception import ApplicationError, TransportLost
 from twisted.internet.defer import CancelledError, Deferred, fail
 
+from twistedcelery.wamp.callers.known_tasks import KnownTasks
 from twistedcelery.wamp.invocation import Caller
-from twistedcelery.wamp.known_tasks import KnownTasks
 
 if TYPE_CHECKING:
     from twisted.python.failure import Failure

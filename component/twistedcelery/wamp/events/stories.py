@@ -11,14 +11,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from twistedcelery.wamp.story import Story
+from twistedcelery.wamp.events.story import Story
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from twistedcelery._types import Clock, Timer
-    from twistedcelery.wamp.celery_events import Observation
-    from twistedcelery.wamp.topics import TaskEvent
+    from twistedcelery.wamp.events.celery_events import Observation
+    from twistedcelery.wamp.events.topics import TaskEvent
 
 __all__ = ["PATIENCE", "OwnStory", "Stories"]
 

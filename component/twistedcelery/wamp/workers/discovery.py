@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from twisted.logger import Logger
 
 from twistedcelery.errors import Disconnected, TwistedCeleryError
-from twistedcelery.wamp.announced import ITEM, AnnouncedTasks, parse_registered
+from twistedcelery.wamp.workers.announced import ITEM, AnnouncedTasks, parse_registered
 
 if TYPE_CHECKING:
     from twisted.python.failure import Failure
@@ -78,7 +78,7 @@ class _Worker:
 class Discovery:
     """Keeps account of the workers of one application.
 
-    :param changed: as of `twistedcelery.wamp.announced.AnnouncedTasks`
+    :param changed: as of `twistedcelery.wamp.workers.announced.AnnouncedTasks`
     """
 
     def __init__(self, client: Client, clock: Clock, changed: Callable[[str, bool | None], None]) -> None:

@@ -18,7 +18,7 @@ from twisted.logger import (
 
 from twistedcelery.errors import ConfigurationError
 from twistedcelery.wamp.bridge import check
-from twistedcelery.wamp.runner import Runner
+from twistedcelery.wamp.process.runner import Runner
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

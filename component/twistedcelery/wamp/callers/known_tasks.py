@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 from autobahn.wamp.exception import ApplicationError
 from twisted.internet.defer import Deferred, fail, succeed
 
-from twistedcelery.wamp.submitted import EndedTask, EndedTasks
+from twistedcelery.wamp.callers.submitted import EndedTask, EndedTasks
 from twistedcelery.wamp.values import Unencodable, normalise_and_measure
 
 if TYPE_CHECKING:
     from twisted.python.failure import Failure
 
     from twistedcelery.wamp.context import Context
-    from twistedcelery.wamp.followed import FollowedTask
-    from twistedcelery.wamp.in_flight import InFlight
     from twistedcelery.wamp.invocation import Caller
+    from twistedcelery.wamp.tasks.followed import FollowedTask
+    from twistedcelery.wamp.tasks.in_flight import InFlight
 
 __all__ = ["KnownTasks"]
 

@@ -25,7 +25,7 @@ from celery import states
 from celery.utils.time import utcoffset
 
 from twistedcelery.wamp.descriptions import plain_text
-from twistedcelery.wamp.topics import TaskEvent
+from twistedcelery.wamp.events.topics import TaskEvent
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -19,7 +19,7 @@ from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
 from twisted.internet.ssl import optionsForClientTLS
 
 from twistedcelery.errors import ConfigurationError
-from twistedcelery.wamp.keeping import KeptConnection
+from twistedcelery.wamp.process.keeping import KeptConnection
 from twistedcelery.wamp.session import CeleryBridge
 
 if TYPE_CHECKING:

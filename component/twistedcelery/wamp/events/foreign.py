@@ -6,16 +6,16 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from twistedcelery.wamp.exposed import is_exposed
-from twistedcelery.wamp.story import Story
+from twistedcelery.wamp.events.story import Story
+from twistedcelery.wamp.tasks.exposed import is_exposed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from twistedcelery._types import Clock
-    from twistedcelery.wamp.celery_events import Observation
     from twistedcelery.wamp.config import Configuration
-    from twistedcelery.wamp.topics import EventPublisher, TaskEvent
+    from twistedcelery.wamp.events.celery_events import Observation
+    from twistedcelery.wamp.events.topics import EventPublisher, TaskEvent
 
 __all__ = ["MAX_REMEMBERED", "ForeignTasks"]
 

@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 from celery.utils import uuid
 
-from twistedcelery.wamp.followed import FollowedTask
-from twistedcelery.wamp.options import NotAllowed, OptionError, parse_options
+from twistedcelery.wamp.tasks.followed import FollowedTask
+from twistedcelery.wamp.tasks.options import NotAllowed, OptionError, parse_options
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from twistedcelery import TwistedCelery
     from twistedcelery.wamp.context import Context
-    from twistedcelery.wamp.exposed import ExposedTask
     from twistedcelery.wamp.invocation import Caller
+    from twistedcelery.wamp.tasks.exposed import ExposedTask
 
 __all__ = ["InFlight"]
 

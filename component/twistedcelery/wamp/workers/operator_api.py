@@ -10,8 +10,8 @@ from autobahn.wamp.exception import ApplicationError
 from twisted.internet.defer import CancelledError
 
 from twistedcelery.wamp.uris import why_not_a_uri
-from twistedcelery.wamp.worker_arguments import ArgumentError, check_arguments
-from twistedcelery.wamp.worker_commands import worker_commands
+from twistedcelery.wamp.workers.worker_arguments import ArgumentError, check_arguments
+from twistedcelery.wamp.workers.worker_commands import worker_commands
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from twistedcelery.wamp.context import Context
     from twistedcelery.wamp.invocation import Handler, Invocation
     from twistedcelery.wamp.uris import Uris
-    from twistedcelery.wamp.worker_commands import WorkerCommand
+    from twistedcelery.wamp.workers.worker_commands import WorkerCommand
 
 __all__ = ["ANSWER_TIMEOUT", "MAX_WAITING", "OperatorApi"]
 

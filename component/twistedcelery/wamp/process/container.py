@@ -19,7 +19,7 @@ from twisted.internet.task import deferLater
 from twisted.protocols.tls import TLSMemoryBIOProtocol
 
 from twistedcelery.wamp.deferreds import fork
-from twistedcelery.wamp.keeping import FIRST_DELAY, KeptConnection
+from twistedcelery.wamp.process.keeping import FIRST_DELAY, KeptConnection
 
 if TYPE_CHECKING:
     from collections.abc import Callable
