@@ -143,6 +143,7 @@ class ResultAccess:
             in_order=sources.in_order,
             propagate=propagate,
             follow_parents=follow_parents,
+            told=callback,
         )
         done: Deferred[Any] = Deferred(lambda _: self.dismiss(join))
         listening = self.listen(join) or succeed(None)
@@ -151,8 +152,9 @@ class ResultAccess:
         listening.addErrback(ended)
         if timeout is not None:
             done.addTimeout(timeout, self.reactor, _timed_out)
-        if callback is not None:
-            done.addCallback(_tell, result, callback)
+        if callback is not None and result.members is not None:
+            # As Celery has it: whoever is told of each value does not get them all once more.
+            done.addCallback(lambda _: [])
         return done
 
     def _look_up(self, join: Join, store: ResultStore | None) -> Deferred[Any] | None:
@@ -252,12 +254,3 @@ class ResultAccess:
 
 def _timed_out(_outcome: Any, _timeout: float) -> Any:
     raise celery.exceptions.TimeoutError("The operation timed out.")
-
-
-def _tell(value: Any, result: AnyResult, callback: Callable[[str, Any], object]) -> Any:
-    if result.members is None:
-        callback(result.id, value)
-        return value
-    for member, one in zip(result.members, value, strict=True):
-        callback(member.id, one)
-    return []

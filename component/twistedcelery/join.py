@@ -35,6 +35,8 @@ class Join:
     :param updated: called with each state that is not final, of the tasks whose value is waited for
     :param propagate: whether errors of tasks are failures; they are values otherwise
     :param follow_parents: whether parents are looked at
+    :param told: called with the id and the value of each member of a group, or of the task, as soon as
+        Celery would look at it; what it raises ends the join
     """
 
     def __init__(
@@ -46,7 +48,10 @@ class Join:
         in_order: bool,
         propagate: bool = True,
         follow_parents: bool = True,
+        told: Callable[[str, Any], object] | None = None,
     ) -> None:
+        self._told = told
+        self._untold: list[AnyResult] = [root] if root.members is None else list(root.members)
         self._root = root
         self._ended = ended
         self._updated = updated
@@ -69,7 +74,11 @@ class Join:
         ]
 
     def check(self) -> None:
-        """End now, if everything is known."""
+        """Tell of values that are known; end now, if everything is."""
+        if self._told is not None:
+            self._tell(self._told)
+        if self.over:
+            return
         if not self._needed or self._failed:
             self._evaluate()
 
@@ -82,7 +91,7 @@ class Join:
         self.over = True
         # Who waits has a way to stop this, and must be freed when it is dropped.
         self._ended = _nobody
-        self._updated = None
+        self._updated = self._told = None
 
     def task_updated(self, task_id: str, state: str, meta: Any) -> None:
         """A task has a state that is not final."""
@@ -102,6 +111,21 @@ class Join:
         """What became of a task will not be known."""
         if not self.over and (task_id in self._leaves or not isinstance(error, ResultError)):
             self._end(Failure(error))
+
+    def _tell(self, told: Callable[[str, Any], object]) -> None:
+        for result in tuple(self._untold):
+            value = self._value(result, is_member=result is not self._root)
+            if value is _PENDING and not self._in_order:
+                continue
+            if value is _PENDING or isinstance(value, Failure):
+                return
+            self._untold.remove(result)
+            try:
+                told(result.id, value)
+            except Exception:
+                # As with Celery's client, which lets it through to whoever waits.
+                self._end(Failure())
+                return
 
     def _evaluate(self) -> None:
         value = self._value(self._root)

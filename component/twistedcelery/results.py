@@ -15,8 +15,9 @@ from celery.result import AsyncResult
 from twisted.internet.defer import Deferred, succeed
 
 from twistedcelery.answers import Answers
-from twistedcelery.descendants import collect
+from twistedcelery.descendants import Descendants, collect
 from twistedcelery.gathering import all_done, all_of
+from twistedcelery.members import Members
 
 __all__ = ["AnyResult", "GroupResult", "TaskResult"]
 
@@ -60,6 +61,18 @@ class _Result:
         )
 
     wait = get
+
+    def then(
+        self, callback: Callable[[Any], Any], on_error: Callable[[Exception], Any] | None = None
+    ) -> Deferred[Any]:
+        """Have a function called with this result once it has ended, well or not, as Celery does.
+
+        :param on_error: called with the error where that will not be known
+        :return: fires with what is returned
+        """
+        return self.get(propagate=False).addCallbacks(
+            lambda _: callback(self), lambda failure: on_error(failure.value) if on_error else failure
+        )
 
     def __await__(self) -> Generator[Deferred[Any], Any, Any]:
         return self.get().__await__()
@@ -107,7 +120,7 @@ class _Result:
         return type(other) is type(self) and other.id == self.id if isinstance(other, _Result) else False
 
 
-class TaskResult(_Result):
+class TaskResult(_Result, Descendants):
     """One task's state and result. Made by `twistedcelery.TwistedCelery.result`.
 
     :ivar task_name: where it is known
@@ -241,9 +254,9 @@ class TaskResult(_Result):
         """
         return collect(self, intermediate)
 
-    def get_leaf(self) -> Deferred[Any]:
-        """Wait as `collect`, and fire with the value of the last one."""
-        return self.collect().addCallback(lambda found: found[-1][1])
+    def as_list(self) -> list[str]:
+        """The ids of the task and of those that it followed, the nearest first."""
+        return [self.id, *(parent.id for parent in self.parents())]
 
     def forget(self) -> Deferred[None]:
         """Delete the result, and those of its parents."""
@@ -326,7 +339,7 @@ class TaskResult(_Result):
         return None if children is None else [self._access.from_tuple(child) for child in children]
 
 
-class GroupResult(_Result):
+class GroupResult(_Result, Members["AnyResult"]):
     """The results of a group's members, in their order.
 
     :ivar results: the members
@@ -360,18 +373,6 @@ class GroupResult(_Result):
     def known_children(self) -> list[AnyResult]:
         """The members."""
         return self.results
-
-    def __len__(self) -> int:
-        return len(self.results)
-
-    def __iter__(self) -> Iterator[AnyResult]:
-        return iter(self.results)
-
-    def __getitem__(self, index: int) -> AnyResult:
-        return self.results[index]
-
-    def __bool__(self) -> bool:
-        return True
 
     def ready(self) -> Deferred[bool]:
         """Whether all members have ended."""

@@ -29,6 +29,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "errors",
             "gathering",
             "incoming",
+            "members",
             "message",
             "offline",
             "recent",
