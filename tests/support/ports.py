@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import socket
 
@@ -9,7 +10,9 @@ __all__ = ["free_port", "reachable"]
 
 # Below the range that the kernel takes source ports from, so that a server that is stopped and
 # started again finds its port still free; and free of the standard ports of the servers under test.
-_FIRST, _LAST = 26000, 32000
+# Each of pytest-xdist's processes has its own, so that no two of them find the same one free.
+_FIRST = 26000 + 1000 * (int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 6)
+_LAST = _FIRST + 1000
 _random = random.SystemRandom()
 _given: set[int] = set()
 
