@@ -241,10 +241,13 @@ async def test_several_bridges(router, bridge, bridge_process, client, somebody)
     for call in [subscriber.call("shared.taskapp.add", 2, number) for number in range(40)]:
         await call
     await sender.told(before)
-    own = {payload["task_id"] for _, payload in log.events} - {call.task_id for call in sender.calls}
-    await until(lambda: sum(log.kinds(task_id)[-1:] == ["succeeded"] for task_id in own) == 40)
-    assert {tuple(log.kinds(task_id)) for task_id in own} == {("received", "started", "succeeded")}
-    assert all(TaskIds("realm1", "shared").made(task_id) for task_id in own)
+
+    def own() -> set[str]:
+        return {payload["task_id"] for _, payload in log.events} - {call.task_id for call in sender.calls}
+
+    await until(lambda: sum(log.kinds(task_id)[-1:] == ["succeeded"] for task_id in own()) == 40)
+    assert {tuple(log.kinds(task_id)) for task_id in own()} == {("received", "started", "succeeded")}
+    assert all(TaskIds("realm1", "shared").made(task_id) for task_id in own())
 
     running_on = somebody.send_task("taskapp.sleep", args=(6,))
     await until(lambda: "started" in log.kinds(running_on.task_id))
