@@ -11,9 +11,9 @@
 
 from __future__ import annotations
 
-from twistedcelery.call import GroupDeferred, TaskDeferred
+from twistedcelery.calls.call import GroupDeferred, TaskDeferred
+from twistedcelery.calls.task import TwistedTask
 from twistedcelery.client import TwistedCelery
-from twistedcelery.control import Control, Inspect
 from twistedcelery.errors import (
     BrokerAccessRefused,
     BrokerUnavailable,
@@ -38,9 +38,9 @@ from twistedcelery.errors import (
     Unroutable,
     UnsupportedByBackend,
 )
-from twistedcelery.events import EventStream
-from twistedcelery.results import GroupResult, TaskResult
-from twistedcelery.task import TwistedTask
+from twistedcelery.results.result import GroupResult, TaskResult
+from twistedcelery.workers.control import Control, Inspect
+from twistedcelery.workers.events import EventStream
 
 __all__ = [
     "BrokerAccessRefused",

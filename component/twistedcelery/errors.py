@@ -31,6 +31,8 @@ What a *task* raises is not in this tree: a call fails with the exception that
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import celery.exceptions
 import kombu.exceptions
 from twisted.internet import defer
@@ -58,7 +60,10 @@ __all__ = [
     "TwistedCeleryError",
     "Unroutable",
     "UnsupportedByBackend",
+    "renewed",
 ]
+
+E = TypeVar("E", bound=BaseException)
 
 
 class TwistedCeleryError(Exception):
@@ -157,3 +162,10 @@ class CallCancelled(TwistedCeleryError, defer.CancelledError):
 
 class Disconnected(TwistedCeleryError):
     """The client was disconnected before the call ended. The task itself may still run."""
+
+
+def renewed(error: E) -> E:
+    """The same error once more, for one more caller: an exception that is raised keeps a traceback."""
+    again = type(error)(*error.args)
+    again.__cause__ = error.__cause__
+    return again

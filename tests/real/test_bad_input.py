@@ -40,7 +40,7 @@ from tests.support.redis import RedisServer
 from tests.support.taskapp import create_app
 from tests.support.worker import Worker
 from twistedcelery import TwistedCelery
-from twistedcelery.reply import ReplyDecoder
+from twistedcelery.transports.decoding import ReplyDecoder
 
 
 @pytest.fixture(scope="module")

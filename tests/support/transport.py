@@ -1,7 +1,7 @@
 """A transport in memory, whose broker and workers are the test.
 
 It does nothing by itself: the test says when the broker has a message, and what a task became.
-`FakeTransport` takes the place of `twistedcelery.transports.choose.choose`.
+`FakeTransport` takes the place of `twistedcelery.transports.registry.choose`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from twisted.internet.task import Clock
 
 from twistedcelery import TwistedCelery
 from twistedcelery.errors import Disconnected, PublishUnconfirmed, ResultError
-from twistedcelery.message import OutgoingMessage
+from twistedcelery.encoding.message import OutgoingMessage
 from twistedcelery.transports.interface import Publisher, ReplyReceiver, ResultSource
 
 __all__ = ["FakePublisher", "FakeResults", "FakeTransport", "Publication"]

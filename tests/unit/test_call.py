@@ -13,7 +13,7 @@ from twisted.internet.defer import TimeoutError as TimedOut
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
-from twistedcelery.call import TaskDeferred
+from twistedcelery.calls.call import TaskDeferred
 from twistedcelery.errors import CallCancelled, Disconnected, PublishRejected, ReplyUndecodable
 
 

@@ -18,8 +18,9 @@ from twistedcelery.errors import (
     PublishRejected,
     RepliesLost,
 )
-from twistedcelery.incoming import Inbox, IncomingMessage
-from twistedcelery.replay import Replay
+from twistedcelery.transports.interface import IncomingMessage
+from twistedcelery.workers.inbox import Inbox
+from twistedcelery.encoding.replay import Replay
 
 
 class FakeSubscriber:
@@ -53,7 +54,7 @@ class FakeSubscriber:
 @pytest.fixture
 def subscriber(transport, monkeypatch):
     made = FakeSubscriber()
-    monkeypatch.setattr("twistedcelery.workers.choose_subscriber", lambda *_, **__: made)
+    monkeypatch.setattr("twistedcelery.workers.workers.choose_subscriber", lambda *_, **__: made)
     return made
 
 

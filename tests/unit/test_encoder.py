@@ -13,9 +13,9 @@ from celery import signals
 from kombu import Exchange, Queue
 
 from tests.support.transport import bare_app
-from twistedcelery.encoder import EncodedTask, Encoder
+from twistedcelery.encoding.encoder import EncodedTask, Encoder
 from twistedcelery.errors import EncodeError, InvalidCall
-from twistedcelery.message import OutgoingMessage
+from twistedcelery.encoding.message import OutgoingMessage
 
 
 @pytest.fixture(autouse=True)

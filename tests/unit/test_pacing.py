@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from twisted.internet.task import Clock
 
-from twistedcelery.pacing import Pacer
+from twistedcelery.calls.pacing import Pacer
 
 
 class Turns(Clock):

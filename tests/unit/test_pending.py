@@ -8,9 +8,9 @@ import pytest
 from twisted.internet.defer import succeed
 from twisted.python.failure import Failure
 
-from twistedcelery.call import FINAL_STATES, TaskDeferred
+from twistedcelery.calls.call import FINAL_STATES, TaskDeferred
 from twistedcelery.errors import CallCancelled, Disconnected, ReplyUndecodable
-from twistedcelery.pending import PendingCalls
+from twistedcelery.results.pending import PendingCalls
 
 
 def meta(status: str, result: Any = None) -> dict[str, Any]:

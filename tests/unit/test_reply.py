@@ -17,7 +17,7 @@ from kombu.serialization import dumps
 
 from tests.support.transport import bare_app
 from twistedcelery.errors import ReplyNotAccepted, ReplyTooLarge, ReplyUndecodable
-from twistedcelery.reply import ReplyDecoder
+from twistedcelery.transports.decoding import ReplyDecoder
 
 META = {"status": "SUCCESS", "result": 5, "traceback": None, "children": [], "task_id": "id-1"}
 

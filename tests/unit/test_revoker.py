@@ -11,7 +11,7 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
 from twistedcelery.errors import BrokerUnavailable
-from twistedcelery.revoker import Revoker
+from twistedcelery.calls.revoker import Revoker
 
 
 class Broadcasts:

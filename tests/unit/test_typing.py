@@ -35,7 +35,7 @@ def test_a_user_s_program_has_the_right_types():
 
 @pytest.fixture
 def declared(monkeypatch):
-    """The classes of `twistedcelery.commands` as a type checker sees them."""
+    """The classes of `twistedcelery.workers.commands` as a type checker sees them."""
     monkeypatch.setattr(typing, "TYPE_CHECKING", True)
     return runpy.run_path(commands.__file__)
 

@@ -1,32 +1,96 @@
-"""The small interfaces between the client and whatever carries its messages.
+"""What a client needs of whatever carries its messages.
 
-A transport has two halves, since Celery configures them apart: a `Publisher` takes messages to
-the broker, a `ResultSource` brings states and results back. Two more are made when they are first
-used: a `Subscriber` reads further queues, with replies to control commands and events, and a
-`ResultStore` answers questions about results that a result backend keeps. Every method is called
-on the reactor's thread, and every callback is made there.
+A `Transport` makes four parts, each for one client. A `Publisher` takes messages to the broker, a
+`ResultSource` brings states and results back, a `Subscriber` consumes further queues (replies to
+control commands, events), and a `ResultStore` answers questions about results that a result backend
+keeps. Every method is called on the reactor's thread, and every callback is made there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
 
 from twisted.internet.defer import Deferred
 
+from twistedcelery.encoding.message import OutgoingMessage, Preparation
 from twistedcelery.errors import BrokerUnavailable, ResultError, TwistedCeleryError
-from twistedcelery.incoming import IncomingMessage
-from twistedcelery.message import OutgoingMessage, Preparation
+
+if TYPE_CHECKING:
+    from celery import Celery
 
 __all__ = [
+    "IncomingMessage",
     "Publisher",
     "ReplyReceiver",
     "ResultSource",
     "ResultStore",
+    "Setup",
     "Subscriber",
     "Subscription",
     "SubscriptionUser",
+    "Transport",
 ]
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """Whom a transport makes its parts for.
+
+    :ivar app: the configured Celery application, whose settings say where to connect
+    :ivar reactor: the reactor to run on
+    :ivar timeout: seconds for the broker to take a message, and for an answer to a question,
+        connecting included
+    """
+
+    app: Celery
+    reactor: Any
+    timeout: float
+
+
+class Transport(ABC):
+    """A way to a broker and a result backend: makes the parts that talk to them.
+
+    Subclass it to add a transport. Pass an object of the subclass to
+    ``TwistedCelery(app, transport=...)``, or give it URL schemes with
+    `twistedcelery.transports.registry.register`.
+
+    A client calls each method at most once. No part connects before it is used.
+    """
+
+    @abstractmethod
+    def publisher(self, setup: Setup) -> Publisher:
+        """Make what takes messages to ``broker_write_url``."""
+
+    @abstractmethod
+    def subscriber(self, setup: Setup) -> Subscriber:
+        """Make what consumes queues of ``broker_read_url``."""
+
+    @abstractmethod
+    def results(self, setup: Setup, receiver: ReplyReceiver) -> ResultSource:
+        """Make what brings results from ``result_backend``.
+
+        :param receiver: is told of each state
+        """
+
+    @abstractmethod
+    def store(self, setup: Setup) -> ResultStore | None:
+        """Make what answers questions about results; ``None`` where the backend keeps none."""
+
+
+@dataclass(frozen=True, slots=True)
+class IncomingMessage:
+    """One message as it came; the fields are AMQP's.
+
+    :ivar body: text where kombu's transports have it as text, else bytes
+    """
+
+    body: bytes | str
+    content_type: str | None
+    content_encoding: str | None
+    headers: Mapping[str, Any]
 
 
 class Publisher(Protocol):
@@ -95,10 +159,6 @@ class ResultSource(Protocol):
 
     def close(self) -> Deferred[None]:
         """Stop. Fires once nothing is left: no socket, thread or timer. Safe to call twice."""
-
-
-#: What a transport calls to build its result half: it is given the receiver first.
-ResultSourceFactory = Callable[[ReplyReceiver], ResultSource]
 
 
 class SubscriptionUser(Protocol):

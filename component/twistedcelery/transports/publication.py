@@ -8,8 +8,8 @@ from typing import Any
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
+from twistedcelery.encoding.message import OutgoingMessage
 from twistedcelery.errors import PublishError, PublishUnconfirmed, TwistedCeleryError
-from twistedcelery.message import OutgoingMessage
 
 __all__ = ["Publication"]
 

@@ -14,8 +14,8 @@ from typing import Generic, Self, TypeVar
 from twisted.internet.defer import Deferred, fail
 
 from twistedcelery._types import Clock, Timer
+from twistedcelery.encoding.message import OutgoingMessage
 from twistedcelery.errors import BrokerAccessRefused, BrokerUnavailable, Disconnected, Overloaded
-from twistedcelery.message import OutgoingMessage
 from twistedcelery.transports.connection import Connection, Link, State
 from twistedcelery.transports.deadlines import Deadlines
 from twistedcelery.transports.publication import Publication

@@ -15,10 +15,10 @@ from twisted.internet.defer import Deferred, DeferredList, succeed
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
+from twistedcelery._deferreds import fork
 from twistedcelery.errors import ConfigurationError
 from twistedcelery.wamp.authentication import TICKET_VARIABLE, Credentials
 from twistedcelery.wamp.bridge import Bridge, bridge_for, check
-from twistedcelery.wamp.deferreds import fork
 from twistedcelery.wamp.invocation import DETAILS, KEYWORDS, OpenInvocations
 from twistedcelery.wamp.presence import Presence, describe_process
 from twistedcelery.wamp.procedures import Registrations

@@ -21,8 +21,8 @@ from twistedcelery import (
     ReplyUndecodable,
     ResultBackendUnavailable,
 )
-from twistedcelery.message import Preparation
-from twistedcelery.transports.choose import choose_store
+from twistedcelery.encoding.message import Preparation
+from twistedcelery.transports.registry import choose_store
 
 # Celery's Redis backend calls what redis-py calls deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:Call to deprecated setex:DeprecationWarning")

@@ -16,7 +16,7 @@ from tests.real.transports.parts import descriptors
 from tests.support.redis import RedisServer
 from tests.support.taskapp import create_app
 from twistedcelery import BrokerAccessRefused, BrokerUnavailable, Disconnected, PublishRejected
-from twistedcelery.transports.choose import choose_subscriber
+from twistedcelery.transports.registry import choose_subscriber
 
 
 class User:

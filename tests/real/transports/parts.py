@@ -16,8 +16,8 @@ from twisted.internet import reactor
 
 from tests.real.transports.relay import Relay
 from tests.support.taskapp import create_app
-from twistedcelery.message import OutgoingMessage
-from twistedcelery.transports.choose import choose
+from twistedcelery.encoding.message import OutgoingMessage
+from twistedcelery.transports.registry import choose
 
 __all__ = ["IMPLEMENTATIONS", "Parts", "Receiver", "descriptors", "make_parts", "message"]
 

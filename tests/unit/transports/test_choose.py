@@ -11,7 +11,7 @@ from twisted.internet.task import Clock
 
 from tests.support.process import ROOT
 from twistedcelery.errors import ConfigurationError
-from twistedcelery.transports.choose import choose, choose_store, choose_subscriber
+from twistedcelery.transports.registry import choose, choose_store, choose_subscriber
 
 
 def chosen(transport="auto", **config):
@@ -75,7 +75,7 @@ def test_native_where_there_is_a_native_transport(config, expected):
 
 def test_redis_without_its_extra_is_for_the_threads(monkeypatch):
     """Without txredisapi redis-py alone does for the threads."""
-    monkeypatch.setattr("twistedcelery.transports.choose.find_spec", lambda name: None)
+    monkeypatch.setattr("twistedcelery.transports.registry.find_spec", lambda name: None)
     config = {"broker_url": "redis://", "result_backend": "redis://"}
     assert chosen(**config) == ("ThreadedPublisher", "ThreadedResults")
 
@@ -139,7 +139,7 @@ import sys
 from celery import Celery
 from twisted.internet.task import Clock
 from twistedcelery import TwistedCelery
-from twistedcelery.transports.choose import choose
+from twistedcelery.transports.registry import choose
 app = Celery(broker={broker!r}, backend="rpc://")
 choose(app, Clock(), object(), publish_timeout=1)
 sys.exit({unwanted!r} in sys.modules)

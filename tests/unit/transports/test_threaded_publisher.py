@@ -20,7 +20,7 @@ from twistedcelery.errors import (
     PublishRejected,
     PublishUnconfirmed,
 )
-from twistedcelery.message import OutgoingMessage
+from twistedcelery.encoding.message import OutgoingMessage
 from twistedcelery.transports.threads import sender as sender_module
 from twistedcelery.transports.threads.publisher import ThreadedPublisher
 from twistedcelery.transports.threads.thread import STOP_LIMIT

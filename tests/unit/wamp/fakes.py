@@ -88,7 +88,7 @@ class FakeStream:
 
 
 class FakeResult:
-    """A `twistedcelery.results.TaskResult` that the test answers for.
+    """A `twistedcelery.results.result.TaskResult` that the test answers for.
 
     :ivar asked: the Deferreds that ``state`` and ``get()`` have given
     """

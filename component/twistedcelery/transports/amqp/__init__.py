@@ -11,45 +11,48 @@ from typing import TYPE_CHECKING, Any
 
 from kombu.utils.uuid import uuid
 
-from twistedcelery.reply import ReplyDecoder
 from twistedcelery.transports.amqp.brokers import Brokers
-from twistedcelery.transports.amqp.link import open_link
+from twistedcelery.transports.amqp.link import AmqpLink, open_link
 from twistedcelery.transports.amqp.publisher import AmqpPublisher
 from twistedcelery.transports.amqp.results import AmqpResults
 from twistedcelery.transports.amqp.subscriber import AmqpSubscriber
 from twistedcelery.transports.connection import Connection, backoff
+from twistedcelery.transports.decoding import ReplyDecoder
+from twistedcelery.transports.interface import Transport
 
 if TYPE_CHECKING:
-    from celery import Celery
+    from twistedcelery.transports.interface import ReplyReceiver, Setup
 
-    from twistedcelery.transports.interface import ReplyReceiver
-
-__all__ = ["make_publisher", "make_results", "make_subscriber"]
+__all__ = ["AmqpTransport"]
 
 
-def make_publisher(app: Celery, reactor: Any, publish_timeout: float) -> AmqpPublisher:
-    """Publish to ``broker_write_url``. Connects at the first message.
+class AmqpTransport(Transport):
+    """AMQP 0-9-1, with results over ``rpc://``. Each part has a connection of its own."""
 
-    :param publish_timeout: seconds for the broker to take a message, connecting included
+    def publisher(self, setup: Setup) -> AmqpPublisher:
+        """Publish to ``broker_write_url``. Connects at the first message."""
+        publisher = AmqpPublisher(setup.reactor, setup.timeout)
+        return publisher.use(_connection(setup, setup.app.connection_for_write(), publisher))
+
+    def subscriber(self, setup: Setup) -> AmqpSubscriber:
+        """Consume further queues from ``broker_read_url``. Connects when the first one is wanted."""
+        subscriber = AmqpSubscriber(setup.reactor, setup.timeout)
+        return subscriber.use(_connection(setup, setup.app.connection_for_read(), subscriber))
+
+    def results(self, setup: Setup, receiver: ReplyReceiver) -> AmqpResults:
+        """Consume replies from ``broker_read_url``. Connects when the first task is watched."""
+        quorum = setup.app.conf.task_default_queue_type == "quorum"
+        results = AmqpResults(setup.reactor, receiver, ReplyDecoder(setup.app), uuid(), quorum)
+        return results.use(_connection(setup, setup.app.connection_for_read(), results))
+
+    def store(self, setup: Setup) -> None:
+        """``rpc://`` keeps no results: each is a message."""
+
+
+def _connection(setup: Setup, kombu: Any, user: Any) -> Connection[AmqpLink]:
+    """Keep a link for a part of the transport.
+
+    :param kombu: has the brokers' URLs; it is never connected
     """
-    publisher = AmqpPublisher(reactor, publish_timeout)
-    brokers = Brokers(app.connection_for_write(), reactor, app.conf.broker_heartbeat or 0)
-    return publisher.use(Connection(brokers, publisher, reactor, backoff, open_link))
-
-
-def make_results(app: Celery, reactor: Any, receiver: ReplyReceiver) -> AmqpResults:
-    """Consume replies from ``broker_read_url``. Connects when the first task is watched."""
-    quorum = app.conf.task_default_queue_type == "quorum"
-    results = AmqpResults(reactor, receiver, ReplyDecoder(app), uuid(), quorum)
-    brokers = Brokers(app.connection_for_read(), reactor, app.conf.broker_heartbeat or 0)
-    return results.use(Connection(brokers, results, reactor, backoff, open_link))
-
-
-def make_subscriber(app: Celery, reactor: Any, timeout: float) -> AmqpSubscriber:
-    """Consume further queues from ``broker_read_url``. Connects when the first one is wanted.
-
-    :param timeout: seconds to wait for a connection, where an answer is waited for
-    """
-    subscriber = AmqpSubscriber(reactor, timeout)
-    brokers = Brokers(app.connection_for_read(), reactor, app.conf.broker_heartbeat or 0)
-    return subscriber.use(Connection(brokers, subscriber, reactor, backoff, open_link))
+    brokers = Brokers(kombu, setup.reactor, setup.app.conf.broker_heartbeat or 0)
+    return Connection(brokers, user, setup.reactor, backoff, open_link)

@@ -9,8 +9,8 @@ from typing import Any
 from twisted.internet.defer import Deferred, inlineCallbacks
 from twisted.python.failure import Failure
 
+from twistedcelery.encoding.message import OutgoingMessage
 from twistedcelery.errors import PublishRejected
-from twistedcelery.message import OutgoingMessage
 from twistedcelery.transports.amqp.declare import Declaration, declarations
 from twistedcelery.transports.amqp.link import AmqpChannel, AmqpLink
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from twistedcelery.incoming import IncomingMessage
+from twistedcelery.transports.interface import IncomingMessage
 
 __all__ = ["Delivery"]
 

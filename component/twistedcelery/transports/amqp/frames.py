@@ -12,7 +12,7 @@ from typing import Any
 
 from amqp.serialization import PROPERTY_CLASSES
 
-from twistedcelery.message import OutgoingMessage
+from twistedcelery.encoding.message import OutgoingMessage
 from twistedcelery.transports.amqp.delivery import Delivery
 
 __all__ = ["DeliveryReader", "publish_frames"]

@@ -19,8 +19,8 @@ from twisted.internet.protocol import Factory, connectionDone
 from twisted.python.failure import Failure
 
 from twistedcelery._types import Clock, Timer
+from twistedcelery.encoding.message import OutgoingMessage
 from twistedcelery.errors import BrokerAccessRefused, BrokerUnavailable, EncodeError, PublishRejected
-from twistedcelery.message import OutgoingMessage
 from twistedcelery.transports.amqp.brokers import LinkParameters
 from twistedcelery.transports.amqp.declare import Declaration
 from twistedcelery.transports.amqp.delivery import Delivery

@@ -17,7 +17,7 @@ from typing import Any
 from amqp import Message
 from celery.app.amqp import AMQP
 
-from twistedcelery.message import OutgoingMessage
+from twistedcelery.encoding.message import OutgoingMessage
 from twistedcelery.transports.amqp.table import encode_table, encode_text
 
 __all__ = ["encode_properties"]

@@ -18,11 +18,11 @@ from twisted.python.failure import Failure
 
 from twistedcelery._types import Clock, Timer
 from twistedcelery.errors import BrokerAccessRefused, BrokerUnavailable, Disconnected, ResultError
-from twistedcelery.reply import ReplyDecoder
 from twistedcelery.transports.amqp.declare import Declaration
 from twistedcelery.transports.amqp.delivery import Delivery
 from twistedcelery.transports.amqp.link import AmqpChannel, AmqpLink
 from twistedcelery.transports.connection import Connection, State
+from twistedcelery.transports.decoding import ReplyDecoder
 from twistedcelery.transports.interface import ReplyReceiver
 
 __all__ = ["AmqpResults"]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from twistedcelery.transports.connection import Connection, backoff
 from twistedcelery.transports.failover import switch_to_next
+from twistedcelery.transports.interface import Transport
 from twistedcelery.transports.redis.intake import FanoutIntake, Intake, ListIntake
 from twistedcelery.transports.redis.link import open_link, open_subscriber
 from twistedcelery.transports.redis.publisher import RedisPublisher
@@ -28,66 +29,58 @@ from twistedcelery.transports.redis.subscriber import RedisSubscriber
 from twistedcelery.transports.redis.subscriptions import Subscriptions
 
 if TYPE_CHECKING:
-    from celery import Celery
+    from twistedcelery.transports.interface import ReplyReceiver, Setup, SubscriptionUser
 
-    from twistedcelery.transports.interface import ReplyReceiver, SubscriptionUser
-
-__all__ = ["make_publisher", "make_results", "make_store", "make_subscriber"]
+__all__ = ["RedisTransport"]
 
 
-def make_publisher(app: Celery, reactor: Any, publish_timeout: float) -> RedisPublisher:
-    """Publish to ``broker_write_url``. Connects at the first message.
+class RedisTransport(Transport):
+    """Redis, behind Sentinel too, as a broker and as a result backend."""
 
-    :param publish_timeout: seconds for Redis to take a message, connecting included
-    """
-    kombu = app.connection_for_write()
-    publisher = RedisPublisher(reactor, publish_timeout, lambda: Recorder(kombu))
-    return publisher.use(Connection(_brokers(kombu, reactor), publisher, reactor, backoff, open_link))
+    def publisher(self, setup: Setup) -> RedisPublisher:
+        """Publish to ``broker_write_url``. Connects at the first message."""
+        kombu = setup.app.connection_for_write()
+        reactor = setup.reactor
+        publisher = RedisPublisher(reactor, setup.timeout, lambda: Recorder(kombu))
+        return publisher.use(Connection(_brokers(kombu, reactor), publisher, reactor, backoff, open_link))
 
+    def subscriber(self, setup: Setup) -> RedisSubscriber:
+        """Consume from ``broker_read_url``. Connects when it is used."""
+        reactor = setup.reactor
+        kombu = setup.app.connection_for_read()
+        requests = Requests(reactor, setup.timeout)
+        requests.use(Connection(_brokers(kombu, reactor), requests, reactor, backoff, open_link))
 
-def make_results(app: Celery, reactor: Any, receiver: ReplyReceiver) -> RedisResults:
-    """Follow the states in ``result_backend``. Connects when the first task is watched."""
-    states = StoredStates(app)
-    results = RedisResults(reactor, receiver, states)
-    servers = Servers(lambda: states.pool, lambda: None, reactor, "result_backend")
-    subscriptions = Subscriptions(results)
-    subscriptions.use(Connection(servers, subscriptions, reactor, backoff, open_subscriber))
-    reads = Reads(reactor, results.found)
-    reads.use(Connection(servers, reads, reactor, backoff, open_link))
-    return results.use(subscriptions, reads)
+        def make_intake(queue: Any, user: SubscriptionUser) -> Intake[Any]:
+            # One of its own, which turns to the next of several brokers for this connection alone.
+            kombu = setup.app.connection_for_read()
+            fanout = is_fanout(queue)
+            intake_class: type[Intake[Any]] = FanoutIntake if fanout else ListIntake
+            intake = intake_class(reactor, queue, user, lambda: QueueReader(kombu, queue), requests)
+            opener: Any = open_subscriber if fanout else open_link
+            return intake.use(Connection(_brokers(kombu, reactor), intake, reactor, backoff, opener))
 
+        return RedisSubscriber(requests, make_intake, lambda queue: QueueReader(kombu, queue))
 
-def make_store(app: Celery, reactor: Any, timeout: float) -> RedisStore:
-    """Ask ``result_backend``. Connects at the first question.
+    def results(self, setup: Setup, receiver: ReplyReceiver) -> RedisResults:
+        """Follow the states in ``result_backend``. Connects when the first task is watched."""
+        reactor = setup.reactor
+        states = StoredStates(setup.app)
+        results = RedisResults(reactor, receiver, states)
+        servers = Servers(lambda: states.pool, lambda: None, reactor, "result_backend")
+        subscriptions = Subscriptions(results)
+        subscriptions.use(Connection(servers, subscriptions, reactor, backoff, open_subscriber))
+        reads = Reads(reactor, results.found)
+        reads.use(Connection(servers, reads, reactor, backoff, open_link))
+        return results.use(subscriptions, reads)
 
-    :param timeout: seconds to wait for an answer, connecting included
-    """
-    states = StoredStates(app)
-    requests = Requests(reactor, timeout)
-    servers = Servers(lambda: states.pool, lambda: None, reactor, "result_backend")
-    requests.use(Connection(servers, requests, reactor, backoff, open_link))
-    return RedisStore(app, states).use(requests)
-
-
-def make_subscriber(app: Celery, reactor: Any, timeout: float) -> RedisSubscriber:
-    """Consume from ``broker_read_url``. Connects when it is used.
-
-    :param timeout: seconds to wait for an answer where one is waited for, connecting included
-    """
-    kombu = app.connection_for_read()
-    requests = Requests(reactor, timeout)
-    requests.use(Connection(_brokers(kombu, reactor), requests, reactor, backoff, open_link))
-
-    def make_intake(queue: Any, user: SubscriptionUser) -> Intake[Any]:
-        # One of its own, which turns to the next of several brokers for this connection alone.
-        kombu = app.connection_for_read()
-        fanout = is_fanout(queue)
-        intake_class: type[Intake[Any]] = FanoutIntake if fanout else ListIntake
-        intake = intake_class(reactor, queue, user, lambda: QueueReader(kombu, queue), requests)
-        opener: Any = open_subscriber if fanout else open_link
-        return intake.use(Connection(_brokers(kombu, reactor), intake, reactor, backoff, opener))
-
-    return RedisSubscriber(requests, make_intake, lambda queue: QueueReader(kombu, queue))
+    def store(self, setup: Setup) -> RedisStore:
+        """Ask ``result_backend``. Connects at the first question."""
+        states = StoredStates(setup.app)
+        requests = Requests(setup.reactor, setup.timeout)
+        servers = Servers(lambda: states.pool, lambda: None, setup.reactor, "result_backend")
+        requests.use(Connection(servers, requests, setup.reactor, backoff, open_link))
+        return RedisStore(setup.app, states).use(requests)
 
 
 def _brokers(kombu: Any, reactor: Any) -> Servers:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from twisted.logger import Logger
 
 from twistedcelery.errors import PublishRejected
-from twistedcelery.incoming import IncomingMessage
+from twistedcelery.transports.interface import IncomingMessage
 from twistedcelery.transports.redis.channel import Tape, offline_channel
 from twistedcelery.transports.redis.link import Command
 

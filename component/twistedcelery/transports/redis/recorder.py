@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from twistedcelery.encoding.message import OutgoingMessage
 from twistedcelery.errors import EncodeError, PublishRejected, Unroutable
-from twistedcelery.message import OutgoingMessage
 from twistedcelery.transports.redis.channel import AnswerNeeded, Tape, offline_channel
 from twistedcelery.transports.redis.link import Command
 

@@ -1,7 +1,7 @@
 """Questions about results, answered by Celery's own Redis backend, run without blocking.
 
 The backend's client asks over a connection of ours, and the backend's code is run again once the
-reply is there: `twistedcelery.replay`.
+reply is there: `twistedcelery.encoding.replay`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from kombu.exceptions import ContentDisallowed
 from redis.commands import CoreCommands
 from twisted.internet.defer import Deferred
 
-from twistedcelery.appview import view_of
+from twistedcelery.encoding.app_view import view_of
+from twistedcelery.encoding.message import Preparation
+from twistedcelery.encoding.replay import Replay
 from twistedcelery.errors import (
     BrokerUnavailable,
     PublishRejected,
@@ -24,8 +26,6 @@ from twistedcelery.errors import (
     ResultBackendUnavailable,
     TwistedCeleryError,
 )
-from twistedcelery.message import Preparation
-from twistedcelery.replay import Replay
 from twistedcelery.transports.redis.link import Command
 from twistedcelery.transports.redis.requests import Requests
 from twistedcelery.transports.redis.stored import StoredStates, make_backend

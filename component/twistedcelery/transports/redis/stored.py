@@ -8,7 +8,7 @@ from celery.app.backends import by_url
 from celery.backends import base
 
 from twistedcelery.errors import ConfigurationError
-from twistedcelery.reply import ReplyDecoder
+from twistedcelery.transports.decoding import ReplyDecoder
 
 __all__ = ["StoredStates", "make_backend"]
 
@@ -41,7 +41,7 @@ class StoredStates:
         return key
 
     def decode(self, payload: bytes) -> dict[str, Any]:
-        """Decode a state; as `twistedcelery.reply.ReplyDecoder.decode`."""
+        """Decode a state; as `twistedcelery.transports.decoding.ReplyDecoder.decode`."""
         headers = {}
         if _COMPRESSED is not None and payload.startswith(_COMPRESSED):
             compression, _, payload = payload[len(_COMPRESSED) :].partition(b"\0")

@@ -8,8 +8,8 @@ from typing import Any
 
 from kombu.common import maybe_declare
 
+from twistedcelery.encoding.message import OutgoingMessage
 from twistedcelery.errors import Unroutable
-from twistedcelery.message import OutgoingMessage
 from twistedcelery.transports.threads.filesystem import Outbox
 
 __all__ = ["BrokerConnection", "connect_once"]

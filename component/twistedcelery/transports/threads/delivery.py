@@ -7,8 +7,8 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 
+from twistedcelery.encoding.message import OutgoingMessage
 from twistedcelery.errors import PublishUnconfirmed
-from twistedcelery.message import OutgoingMessage
 
 __all__ = ["Delivery"]
 

@@ -11,7 +11,7 @@ from kombu.messaging import Consumer
 from twisted.logger import Logger
 
 from twistedcelery.errors import BrokerUnavailable, PublishError, PublishRejected
-from twistedcelery.incoming import IncomingMessage
+from twistedcelery.transports.interface import IncomingMessage
 from twistedcelery.transports.threads.broker import connect_once
 from twistedcelery.transports.threads.failures import Redactor, connect_error, declare_error
 from twistedcelery.transports.threads.filesystem import WholeMessageChannel

@@ -7,6 +7,7 @@ from typing import Any
 
 from twisted.internet.defer import Deferred, fail
 
+from twistedcelery.encoding.message import OutgoingMessage
 from twistedcelery.errors import (
     BrokerUnavailable,
     Disconnected,
@@ -14,7 +15,6 @@ from twistedcelery.errors import (
     PublishError,
     PublishUnconfirmed,
 )
-from twistedcelery.message import OutgoingMessage
 from twistedcelery.transports.deadlines import Deadlines
 from twistedcelery.transports.threads.delivery import Delivery
 from twistedcelery.transports.threads.sender import Sender

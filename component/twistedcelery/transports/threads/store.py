@@ -17,9 +17,9 @@ from kombu.utils.uuid import uuid
 from twisted.internet.defer import Deferred, fail
 from twisted.python.failure import Failure
 
-from twistedcelery.appview import view_of
+from twistedcelery.encoding.app_view import view_of
+from twistedcelery.encoding.message import Preparation
 from twistedcelery.errors import Disconnected, ResultBackendUnavailable, TwistedCeleryError
-from twistedcelery.message import Preparation
 from twistedcelery.transports.threads.backend import OwnBackend
 from twistedcelery.transports.threads.failures import Redactor, reply_error
 from twistedcelery.transports.threads.stored import check_meta

@@ -9,8 +9,7 @@ from typing import Any
 from twisted.internet.defer import Deferred, fail
 
 from twistedcelery.errors import BrokerUnavailable, Disconnected, PublishError, TwistedCeleryError
-from twistedcelery.incoming import IncomingMessage
-from twistedcelery.transports.interface import SubscriptionUser
+from twistedcelery.transports.interface import IncomingMessage, SubscriptionUser
 from twistedcelery.transports.threads.listener import QueueListener
 from twistedcelery.transports.threads.thread import DedicatedThread, ThreadReactor
 

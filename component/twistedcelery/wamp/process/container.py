@@ -18,7 +18,7 @@ from twisted.internet.interfaces import IReactorCore
 from twisted.internet.task import deferLater
 from twisted.protocols.tls import TLSMemoryBIOProtocol
 
-from twistedcelery.wamp.deferreds import fork
+from twistedcelery._deferreds import fork
 from twistedcelery.wamp.process.keeping import FIRST_DELAY, KeptConnection
 
 if TYPE_CHECKING:

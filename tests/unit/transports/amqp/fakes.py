@@ -11,7 +11,7 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
 from twistedcelery.errors import BrokerUnavailable, PublishRejected
-from twistedcelery.message import OutgoingMessage
+from twistedcelery.encoding.message import OutgoingMessage
 from twistedcelery.transports.amqp.declare import Declaration
 from twistedcelery.transports.connection import Connection, ConnectionUser
 

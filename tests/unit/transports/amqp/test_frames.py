@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pika import frame
 from pika.spec import Basic, BasicProperties, Channel
 
-from twistedcelery.message import OutgoingMessage
+from twistedcelery.encoding.message import OutgoingMessage
 from twistedcelery.transports.amqp.delivery import Delivery
 from twistedcelery.transports.amqp.frames import DeliveryReader, publish_frames
 

@@ -22,7 +22,7 @@ from twistedcelery.errors import (
     PublishUnconfirmed,
     Unroutable,
 )
-from twistedcelery.message import OutgoingMessage
+from twistedcelery.encoding.message import OutgoingMessage
 from twistedcelery.transports.amqp.declarer import MAX_REMEMBERED
 from twistedcelery.transports.amqp.publisher import AmqpPublisher
 from twistedcelery.transports.connection import State

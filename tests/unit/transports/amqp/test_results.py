@@ -19,7 +19,7 @@ from twistedcelery.errors import (
     ReplyUndecodable,
     ResultError,
 )
-from twistedcelery.reply import ReplyDecoder
+from twistedcelery.transports.decoding import ReplyDecoder
 from twistedcelery.transports.amqp.delivery import Delivery
 from twistedcelery.transports.amqp.results import (
     ACK_DELAY,

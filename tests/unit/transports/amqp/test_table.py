@@ -14,7 +14,7 @@ from amqp.serialization import dumps
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twistedcelery.message import OutgoingMessage
+from twistedcelery.encoding.message import OutgoingMessage
 from twistedcelery.transports.amqp.properties import encode_properties
 from twistedcelery.transports.amqp.table import encode_table
 

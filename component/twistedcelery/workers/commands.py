@@ -1,6 +1,6 @@
 """Celery's control commands and queries, for type checkers alone.
 
-Nothing here exists when the program runs: `twistedcelery.control` has whatever methods the installed
+Nothing here exists when the program runs: `twistedcelery.workers.control` has whatever methods the installed
 Celery and the application have. A test compares names and parameters with the installed Celery's.
 """
 

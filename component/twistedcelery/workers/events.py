@@ -1,4 +1,4 @@
-"""What workers and clients tell as it happens: Celery's events."""
+"""Streams Celery's events: what workers and clients say of tasks as it happens."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from twistedcelery.errors import BrokerUnavailable, Disconnected, InvalidCall, TwistedCeleryError
-from twistedcelery.incoming import Inbox, IncomingMessage
-from twistedcelery.offline import OfflineChannel
-from twistedcelery.transports.interface import Subscriber, Subscription
+from twistedcelery._deferreds import Waiters
+from twistedcelery.errors import BrokerUnavailable, Disconnected, InvalidCall, TwistedCeleryError, renewed
+from twistedcelery.transports.binding import Binding
+from twistedcelery.transports.interface import IncomingMessage, Subscription
+from twistedcelery.workers.inbox import Inbox
+from twistedcelery.workers.offline_channel import OfflineChannel
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -36,6 +38,7 @@ class EventStream:
         have no handler of their own. What a handler raises, or fails with later, is logged.
     :param state: Celery's ``State`` to be kept up to date; an event is in it before its handler
         is called. ``True`` makes one, ``False`` does without.
+    :param binding: has the transport that consumes the stream's queue
     :param wakeup: called whenever events begin to come, to have workers tell that they are there
     :param options: further ones of Celery's ``Receiver``: ``routing_key``, ``node_id``,
         ``queue_prefix``, ``accept``, ``queue_ttl``, ``queue_expires`` and so on
@@ -48,14 +51,14 @@ class EventStream:
         handlers: Mapping[str, EventHandler] | None,
         *,
         state: Any,
-        subscriber: Callable[[], Subscriber],
+        binding: Binding,
         wakeup: Callable[[], Deferred[Any]] | None,
         options: Mapping[str, Any],
     ) -> None:
         #: Celery's ``celery.events.state.State``, or ``None``.
         self.state: Any = app.events.State() if state is True else (state or None)
         self._wakeup = wakeup
-        self._waiters: list[Deferred[None]] = []
+        self._waiters: Waiters[None] = Waiters()
         self._consuming = False
         self._end: TwistedCeleryError | None = None
         guarded = {name: _guarded(handler) for name, handler in (handlers or {}).items()}
@@ -71,7 +74,7 @@ class EventStream:
         self._process = self._receiver.process
         self._receiver.process = self._take_in
         self._inbox = Inbox(self._receiver.accept, "an event")
-        self._subscription: Subscription = subscriber().subscribe(self._receiver.queue, self)
+        self._subscription: Subscription = binding.use().subscriber.subscribe(self._receiver.queue, self)
 
     @property
     def connected(self) -> bool:
@@ -84,12 +87,10 @@ class EventStream:
         fails when the broker refuses the stream's queue, and with `Disconnected` at the stream's end.
         """
         if self._end is not None:
-            return fail(type(self._end)(str(self._end)))
+            return fail(renewed(self._end))
         if self._consuming:
             return succeed(None)
-        waiter: Deferred[None] = Deferred(self._left)
-        self._waiters.append(waiter)
-        return waiter
+        return self._waiters.wait()
 
     def close(self) -> Deferred[None]:
         """End the stream. No handler is called any more.
@@ -105,10 +106,7 @@ class EventStream:
     def consuming(self) -> None:
         """Tell those who wait."""
         self._consuming = True
-        waiters, self._waiters = self._waiters, []
-        for waiter in waiters:
-            if not waiter.called:
-                waiter.callback(None)
+        self._waiters.fire(None)
         if self._wakeup is not None:
             self._wakeup().addErrback(_log_wakeup_lost)
 
@@ -136,15 +134,7 @@ class EventStream:
     def _finish(self, error: TwistedCeleryError) -> None:
         self._end = self._end or error
         self._consuming = False
-        waiters, self._waiters = self._waiters, []
-        for waiter in waiters:
-            if not waiter.called:
-                waiter.errback(Failure(type(error)(str(error))))
-
-    def _left(self, waiter: Deferred[None]) -> None:
-        """Its holder has cancelled it."""
-        if waiter in self._waiters:
-            self._waiters.remove(waiter)
+        self._waiters.fail(error)
 
     def _take_in(self, type_: str, event: dict[str, Any]) -> None:
         if self._end is not None:

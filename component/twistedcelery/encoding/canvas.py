@@ -1,56 +1,37 @@
-"""Canvases in, messages out: Celery's own ``apply_async``, recorded."""
+"""Encodes canvases: runs Celery's own ``apply_async``, and keeps what it would have sent."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from celery import states
 from celery.local import Proxy, maybe_evaluate
-from celery.result import EagerResult, ResultSet
+from celery.result import ResultSet
 
-from twistedcelery.appview import bind_task, view_of
-from twistedcelery.chords import ChordBackend
-from twistedcelery.encoder import Encoder, translated
+from twistedcelery.encoding.app_view import bind_task, view_of
+from twistedcelery.encoding.chords import ChordBackend
+from twistedcelery.encoding.message import Encoded
+from twistedcelery.encoding.recorder import Recorder, translated
+from twistedcelery.encoding.signatures import rebind
 from twistedcelery.errors import InvalidCall
-from twistedcelery.results import AnyResult, GroupResult, TaskResult
-from twistedcelery.signatures import rebind
 
 if TYPE_CHECKING:
     from celery import Celery
 
-    from twistedcelery.answers import Answers
-    from twistedcelery.message import OutgoingMessage, Preparation
-
-__all__ = ["CanvasEncoder", "EncodedCanvas"]
-
-
-@dataclass(frozen=True, slots=True)
-class EncodedCanvas:
-    """A canvas, ready to be published.
-
-    :ivar messages: in the order in which they are to be published; events have no task id
-    :ivar preparations: what the result backend has to know before that
-    :ivar result: what Celery's ``apply_async`` returned, as results of the client's
-    """
-
-    messages: list[OutgoingMessage]
-    preparations: list[Preparation]
-    result: AnyResult
+__all__ = ["CanvasEncoder", "parents_first"]
 
 
 class CanvasEncoder:
     """Runs ``apply_async`` of signatures and tasks, with no I/O.
 
     :param app: the configured Celery application
-    :param encoder: has the recorder that takes the messages
+    :param recorder: takes the messages
     :param reply_to: the queue that workers reply to; ``None``: whatever Celery chooses
     """
 
-    def __init__(self, app: Celery, encoder: Encoder, reply_to: str | None) -> None:
-        self._recorder = encoder.recorder
+    def __init__(self, app: Celery, recorder: Recorder, reply_to: str | None) -> None:
+        self._recorder = recorder
         self._backend = ChordBackend(app)
         self._view = view_of(app, reply_to, producer=self._recorder, backend=self._backend)
         self._backend.use(self._view)
@@ -75,9 +56,7 @@ class CanvasEncoder:
         known = self._view.tasks.get(task.name)
         return known if known is not None and isinstance(known, type(task)) else bind_task(task, self._view)
 
-    def encode(
-        self, what: str, apply_async: Callable[[], Any], access: Answers, *, resend: bool
-    ) -> EncodedCanvas:
+    def encode(self, what: str, apply_async: Callable[[], Any], *, resend: bool) -> Encoded:
         """Send something here.
 
         :param what: for whoever reads an error
@@ -89,44 +68,33 @@ class CanvasEncoder:
         :raises BaseException: what a task raised, with ``task_always_eager``
         """
         conf = self._view.conf
-        # What is raised then is the task's, or cannot be told from that.
+        # With both, what is raised may be the task's own: it must reach the caller unchanged.
         as_it_is = conf.task_always_eager and conf.task_eager_propagates
         translating = nullcontext() if as_it_is else translated(what)
         with self._recorder.recording() as recorded, self._backend.noting() as noted, translating:
             result = apply_async()
         if result is None:
             raise InvalidCall(f"{what} holds no task")
-        messages = [
-            one.outgoing(mandatory=one.message.properties.get("correlation_id") is not None, resend=resend)
-            for one in recorded
-        ]
-        return EncodedCanvas(messages, noted, self._converted(result, messages, access))
+        messages = []
+        for one in recorded:
+            is_task = one.message.properties.get("correlation_id") is not None
+            messages.append(one.outgoing(mandatory=is_task, resend=resend and is_task))
+        said = {message.task_id: message.headers.get("ignore_result") for message in messages}
+        ignored = frozenset(node.id for node in parents_first(result) if self._is_ignored(node, said))
+        return Encoded(messages, noted, result, ignored)
 
-    def _converted(self, result: Any, messages: list[OutgoingMessage], access: Answers) -> AnyResult:
-        """Celery's results as the client's own."""
-        ignored = {message.task_id: message.headers.get("ignore_result") for message in messages}
-        made: dict[int, AnyResult] = {}
-        for node in _parents_first(result):
-            parent = made[id(node.parent)] if node.parent is not None else None
-            if isinstance(node, ResultSet):
-                members = [made[id(member)] for member in node.results]
-                made[id(node)] = GroupResult(access, str(node.id), members, parent)
-                continue
-            name = getattr(node, "task_name", None)
-            # A later member of a chain has no message yet, and protocol 1 says nothing of it.
-            keeps = ignored.get(node.id)
-            if keeps is None:
-                keeps = node.ignored or getattr(self._view.tasks.get(name), "ignore_result", False)
-            task = TaskResult(access, node.id, parent, name, bool(keeps))
-            if isinstance(node, EagerResult):
-                # Celery's get() of one that was ignored or rejected gives nothing.
-                task.ignored = task.ignored or node.state not in states.READY_STATES
-                task.end({**node._cache, "children": None})  # Celery offers it in parts only  # noqa: SLF001  # see above
-            made[id(node)] = task
-        return made[id(result)]
+    def _is_ignored(self, node: Any, said: Mapping[str | None, Any]) -> bool:
+        if isinstance(node, ResultSet):
+            return False
+        # A later member of a chain has no message yet, and protocol 1 says nothing of it.
+        ignored = said.get(node.id)
+        if ignored is None:
+            task = self._view.tasks.get(getattr(node, "task_name", None))
+            ignored = node.ignored or getattr(task, "ignore_result", False)
+        return bool(ignored)
 
 
-def _parents_first(root: Any) -> Iterator[Any]:
+def parents_first(root: Any) -> Iterator[Any]:
     """Every result of a tree, each after its parent and its members."""
     seen: set[int] = set()
     stack = [(root, False)]

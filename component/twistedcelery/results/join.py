@@ -1,4 +1,4 @@
-"""When is the result of a canvas known? No I/O: states in, one outcome out."""
+"""Joins the results of a canvas's tasks to one outcome, without I/O."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from twisted.python.failure import Failure
 
-from twistedcelery.call import outcome_of
 from twistedcelery.errors import ResultError, TwistedCeleryError
+from twistedcelery.results.outcome import outcome_of
 
 if TYPE_CHECKING:
-    from twistedcelery.results import AnyResult, TaskResult
+    from twistedcelery.results.result import AnyResult, TaskResult
 
 __all__ = ["Join", "Member"]
 
@@ -169,11 +169,9 @@ class Join:
 
 
 class Member:
-    """Waits for one task on behalf of a `Join`: a `twistedcelery.pending.Waiting`."""
+    """Waits for one task on behalf of a `Join`: a `twistedcelery.results.pending.Waiting`."""
 
     __slots__ = ("_join", "task_id", "task_name")
-
-    is_call = False
 
     def __init__(self, join: Join, task_id: str, task_name: str) -> None:
         self._join = join

@@ -1,4 +1,4 @@
-"""Results by id: what Celery's ``AsyncResult`` and ``GroupResult`` offer, as Deferreds.
+"""Results by id: Celery's ``AsyncResult`` and ``GroupResult``, with Deferreds.
 
 The names are Celery's. What Celery answers after asking the result backend is a Deferred here, a
 new one for each time that it is asked for; what it knows by itself (``id``, ``parent``,
@@ -7,17 +7,21 @@ new one for each time that it is asked for; what it knows by itself (``id``, ``p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+import contextlib
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from celery import states
+from celery.exceptions import IncompleteStream
 from celery.result import AsyncResult
-from twisted.internet.defer import Deferred, succeed
+from celery.utils.graph import DependencyGraph, GraphFormatter
+from twisted.internet.defer import Deferred, inlineCallbacks, succeed
 
-from twistedcelery.answers import Answers
-from twistedcelery.descendants import Descendants, collect
-from twistedcelery.gathering import all_done, all_of
-from twistedcelery.members import Members
+from twistedcelery._deferreds import all_done, all_of
+
+if TYPE_CHECKING:
+    from twistedcelery.results.backend import ResultBackend
 
 __all__ = ["AnyResult", "GroupResult", "TaskResult"]
 
@@ -31,7 +35,7 @@ class _Result:
 
     id: str
     parent: AnyResult | None
-    _access: Answers
+    _backend: ResultBackend
 
     def get(
         self,
@@ -52,7 +56,7 @@ class _Result:
             nothing here
         :return: fires with the value, for a group with a list, or fails as Celery's ``get()`` does
         """
-        return self._access.wait(
+        return self._backend.wait(
             self,
             timeout=timeout,
             propagate=propagate,
@@ -103,7 +107,7 @@ class _Result:
     def revoke_all(self, terminate: bool = False, signal: str = "SIGTERM") -> Deferred[None]:
         """Revoke every task that this result depends on and that is not known to have ended."""
         ids = list(dict.fromkeys(task.id for task in self.family() if task.unknown))
-        return self._access.revoke(ids, terminate, signal)
+        return self._backend.revoke(ids, terminate, signal)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: {self.id}>"
@@ -120,7 +124,7 @@ class _Result:
         return type(other) is type(self) and other.id == self.id if isinstance(other, _Result) else False
 
 
-class TaskResult(_Result, Descendants):
+class TaskResult(_Result):
     """One task's state and result. Made by `twistedcelery.TwistedCelery.result`.
 
     :ivar task_name: where it is known
@@ -131,13 +135,13 @@ class TaskResult(_Result, Descendants):
 
     def __init__(
         self,
-        access: Answers,
+        backend: ResultBackend,
         id: str,  # noqa: A002  # Celery's name
         parent: AnyResult | None = None,
         task_name: str | None = None,
         ignored: bool = False,
     ) -> None:
-        self._access = access
+        self._backend = backend
         self.id = id
         self.parent = parent
         self.task_name = task_name
@@ -227,7 +231,7 @@ class TaskResult(_Result, Descendants):
 
     def exists(self) -> Deferred[bool]:
         """Whether the backend has anything about this task."""
-        return self._access.exists(self.id)
+        return self._backend.exists(self.id)
 
     def maybe_throw(
         self, propagate: bool = True, callback: Callable[[str, Any], object] | None = None
@@ -252,7 +256,7 @@ class TaskResult(_Result, Descendants):
             `celery.exceptions.IncompleteStream`
         :return: pairs of a result and its value, in Celery's order
         """
-        return collect(self, intermediate)
+        return _collect(self, intermediate)
 
     def as_list(self) -> list[str]:
         """The ids of the task and of those that it followed, the nearest first."""
@@ -261,7 +265,7 @@ class TaskResult(_Result, Descendants):
     def forget(self) -> Deferred[None]:
         """Delete the result, and those of its parents."""
         self.meta = None
-        forgotten = [self._access.forget(self.id)]
+        forgotten = [self._backend.forget(self.id)]
         if self.parent is not None:
             forgotten.append(self.parent.forget())
         return all_done(forgotten)
@@ -271,7 +275,7 @@ class TaskResult(_Result, Descendants):
 
         :return: fires once the broker has taken the request
         """
-        return self._access.revoke([self.id], terminate, signal)
+        return self._backend.revoke([self.id], terminate, signal)
 
     def revoke_by_stamped_headers(
         self, headers: Mapping[str, Any], terminate: bool = False, signal: str = "SIGTERM"
@@ -281,7 +285,35 @@ class TaskResult(_Result, Descendants):
 
         :return: fires once the broker has taken the request
         """
-        return self._access.revoke_by_stamped_headers(headers, terminate, signal)
+        return self._backend.revoke_by_stamped_headers(headers, terminate, signal)
+
+    def iterdeps(self, intermediate: bool = False) -> Deferred[list[tuple[Any, Any]]]:
+        """Pairs of a result and what it has sent, the parent first; the first one's parent is ``None``.
+
+        :param intermediate: go on where a task has not ended, instead of failing with
+            `celery.exceptions.IncompleteStream`
+        """
+        return _dependencies(self, intermediate)
+
+    def get_leaf(self) -> Deferred[Any]:
+        """Wait as `collect`, and fire with the value of the last one."""
+        return _collect(self, False).addCallback(lambda found: found[-1][1])
+
+    def build_graph(self, intermediate: bool = False, formatter: Any = None) -> Deferred[Any]:
+        """What `iterdeps` gives, as a ``celery.utils.graph.DependencyGraph``.
+
+        :param formatter: draws it; ``None``: Celery's own
+        """
+
+        def build(found: list[tuple[Any, Any]]) -> Any:
+            graph = DependencyGraph(formatter=formatter or GraphFormatter(root=self.id, shape="oval"))
+            for parent, node in found:
+                graph.add_arc(node)
+                if parent is not None:
+                    graph.add_edge(parent, node)
+            return graph
+
+        return self.iterdeps(intermediate).addCallback(build)
 
     # For what waits
 
@@ -289,6 +321,11 @@ class TaskResult(_Result, Descendants):
     def unknown(self) -> bool:
         """Whether its end is still to come."""
         return self.meta is None and not self.ignored
+
+    @property
+    def is_single(self) -> bool:
+        """Whether one task is all that it depends on, and the end of that one is still to come."""
+        return self.parent is None and self.unknown
 
     @property
     def failed_already(self) -> bool:
@@ -321,7 +358,7 @@ class TaskResult(_Result, Descendants):
                 self.meta = meta
             return meta
 
-        return self._access.meta(self.id).addCallback(keep)
+        return self._backend.meta(self.id).addCallback(keep)
 
     def _read(self, name: str) -> Deferred[Any]:
         """What Celery's own result makes of the meta."""
@@ -336,28 +373,74 @@ class TaskResult(_Result, Descendants):
 
     def _children_of(self, meta: Mapping[str, Any]) -> list[AnyResult] | None:
         children = meta.get("children")
-        return None if children is None else [self._access.from_tuple(child) for child in children]
+        return None if children is None else [self._backend.from_tuple(child) for child in children]
 
 
-class GroupResult(_Result, Members["AnyResult"]):
-    """The results of a group's members, in their order.
+class GroupResult(_Result):
+    """The results of a group's members, in their order: a collection, as Celery's ``ResultSet``.
 
     :ivar results: the members
     """
 
     def __init__(
         self,
-        access: Answers,
+        backend: ResultBackend,
         id: str,  # noqa: A002  # Celery's name
         results: Sequence[AnyResult] = (),
         parent: AnyResult | None = None,
     ) -> None:
-        self._access = access
+        self._backend = backend
         self.id = id
         self.results = list(results)
         self.parent = parent
 
     join = join_native = _Result.get
+
+    # The collection
+
+    def __len__(self) -> int:
+        return len(self.results)
+
+    def __iter__(self) -> Iterator[AnyResult]:
+        return iter(self.results)
+
+    def __getitem__(self, index: int) -> AnyResult:
+        return self.results[index]
+
+    def __bool__(self) -> bool:
+        return True
+
+    def add(self, result: AnyResult) -> None:
+        """Add a member, unless it is one. Whoever waits already does not wait for it."""
+        if result not in self.results:
+            self.results.append(result)
+
+    def update(self, results: Iterable[AnyResult]) -> None:
+        """Add several members, as `add`."""
+        for result in results:
+            self.add(result)
+
+    def remove(self, result: AnyResult | str) -> None:
+        """Take out a member, itself or by its id.
+
+        :raises KeyError: it is none
+        """
+        for number, member in enumerate(self.results):
+            if member == result:
+                del self.results[number]
+                return
+        raise KeyError(result)
+
+    def discard(self, result: AnyResult | str) -> None:
+        """Take out a member, if it is one."""
+        with contextlib.suppress(KeyError):
+            self.remove(result)
+
+    def clear(self) -> None:
+        """Take out all members."""
+        self.results.clear()
+
+    # Asking the members
 
     @property
     def members(self) -> list[AnyResult]:
@@ -373,6 +456,14 @@ class GroupResult(_Result, Members["AnyResult"]):
     def known_children(self) -> list[AnyResult]:
         """The members."""
         return self.results
+
+    @property
+    def is_single(self) -> bool:
+        """A group is not."""
+        return False
+
+    def end(self, meta: Mapping[str, Any]) -> None:
+        """A group has no final state of its own."""
 
     def ready(self) -> Deferred[bool]:
         """Whether all members have ended."""
@@ -412,19 +503,19 @@ class GroupResult(_Result, Members["AnyResult"]):
 
         :return: fires once the broker has taken the request
         """
-        return self._access.revoke([task.id for task in self.leaves()], terminate, signal)
+        return self._backend.revoke([task.id for task in self.leaves()], terminate, signal)
 
     def save(self) -> Deferred[None]:
         """Keep in the result backend which tasks the group has, for `restore`."""
-        return self._access.save_group(self)
+        return self._backend.save_group(self)
 
     def delete(self) -> Deferred[None]:
         """Undo `save`."""
-        return self._access.delete_group(self.id)
+        return self._backend.delete_group(self.id)
 
     def restore(self) -> Deferred[GroupResult | None]:
         """Read what `save` kept under this id; ``None`` where there is nothing."""
-        return self._access.restore_group(self.id)
+        return self._backend.restore_group(self.id)
 
     def leaves(self) -> Iterator[TaskResult]:
         """The members' tasks."""
@@ -441,3 +532,48 @@ class GroupResult(_Result, Members["AnyResult"]):
 
 
 AnyResult: TypeAlias = TaskResult | GroupResult
+
+
+@inlineCallbacks
+def _dependencies(root: Any, intermediate: bool) -> Generator[Deferred[Any], Any, list[tuple[Any, Any]]]:
+    """As ``AsyncResult.iterdeps``, without waiting for anything.
+
+    :param root: a `TaskResult`
+    :param intermediate: go on where a task has not ended
+    :return: pairs of a result's parent, ``None`` for the root's, and the result
+    :raises IncompleteStream: a task has not ended
+    """
+    found: list[tuple[Any, Any]] = []
+    stack = deque([(None, root)])
+    while stack:
+        parent, node = stack.popleft()
+        found.append((parent, node))
+        if (yield node.ready()):
+            children = node.members if node.members is not None else (yield node.children)
+            stack.extend((node, child) for child in children or [])
+        elif not intermediate:
+            raise IncompleteStream
+    return found
+
+
+@inlineCallbacks
+def _collect(root: Any, intermediate: bool) -> Generator[Deferred[Any], Any, list[tuple[Any, Any]]]:
+    """As ``AsyncResult.collect``.
+
+    :param root: a `TaskResult`
+    :param intermediate: go on where a task has not ended
+    :return: pairs of a result and its value
+    :raises IncompleteStream: a task has not ended
+    """
+    found: list[tuple[Any, Any]] = []
+    waiting = deque([root])
+    while waiting:
+        node = waiting.popleft()
+        value = yield node.get()
+        found.append((node, value))
+        if (yield node.ready()):
+            children = node.members if node.members is not None else (yield node.children)
+            waiting.extend(children or [])
+        elif not intermediate:
+            raise IncompleteStream
+    return found

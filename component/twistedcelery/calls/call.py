@@ -1,44 +1,29 @@
-"""One call of a task: the Deferred that its caller holds."""
+"""What the caller of a task or a canvas holds: a Deferred with the task's identity."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from celery import states
-from celery.exceptions import Reject
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from twistedcelery.errors import CallCancelled, ReplyUndecodable
+from twistedcelery._deferreds import Waiters, settle
+from twistedcelery.errors import CallCancelled
+from twistedcelery.results.outcome import outcome_of
 
 if TYPE_CHECKING:
+    from twistedcelery.calls.dispatch import Dispatch
     from twistedcelery.errors import TwistedCeleryError
-    from twistedcelery.results import AnyResult
+    from twistedcelery.results.result import AnyResult
+    from twistedcelery.workers.revoker import Revoker
 
-__all__ = ["FINAL_STATES", "GroupDeferred", "TaskDeferred", "outcome_of"]
-
-#: States after which nothing follows. Celery's ``READY_STATES`` lacks the two that no backend
-#: stores but that a worker may report.
-FINAL_STATES = frozenset({*states.READY_STATES, states.IGNORED, states.REJECTED})
+__all__ = ["GroupDeferred", "TaskDeferred"]
 
 UpdateCallback = Callable[[str, Any], object]
 
 _log = Logger()
-
-
-def outcome_of(meta: Mapping[str, Any]) -> Any:
-    """What a final state means to its caller.
-
-    :return: the value, or a `Failure` with what ``AsyncResult.get()`` would have raised
-    """
-    state, result = meta["status"], meta["result"]
-    if state in states.PROPAGATE_STATES:
-        if not isinstance(result, BaseException):
-            result = ReplyUndecodable(f"the task ended as {state} and its reply carries no exception")
-        return Failure(result)
-    return Failure(Reject(result)) if state == states.REJECTED else result
 
 
 class TaskDeferred(Deferred[Any]):
@@ -56,35 +41,22 @@ class TaskDeferred(Deferred[Any]):
         ``None`` for a task that was sent by name
     """
 
-    is_call = True
-
-    def __init__(
-        self,
-        task_id: str,
-        task_name: str,
-        cancelled: Callable[[TaskDeferred], None],
-        revoke: Callable[[str, bool, str], Deferred[None]],
-    ) -> None:
+    def __init__(self, task_id: str, task_name: str, revoker: Revoker) -> None:
         # Not self._cancel: that would be a cycle, and the error of a call that nobody holds any more
-        # would be heard of at some later garbage collection only.
+        # would be logged at some later garbage collection only.
         super().__init__(canceller=TaskDeferred._cancel)  # type: ignore[arg-type]  # it is called with self
         self.task_id = task_id
         self.task_name = task_name
         self.meta: Mapping[str, Any] | None = None
         self.async_result: AnyResult | None = None
         self.cancelled = False
-        #: The publisher's Deferred, set by the outbox; ``None``: not handed to the publisher yet.
-        self.publication: Deferred[None] | None = None
-        self._on_cancelled = cancelled
-        self._revoke = revoke
+        #: Sends it, until it ends.
+        self.dispatch: Dispatch | None = None
+        self._revoker = revoker
         self._listeners: list[UpdateCallback] = []
-        self._outcome: Failure | bool = False
-        self._outcome_waiters: list[Deferred[None]] = []
-
-    @property
-    def holder(self) -> TaskDeferred:
-        """The call itself has the final state."""
-        return self
+        #: How its publication ended: ``True``, a `Failure`, or ``False`` where it has not.
+        self._publication: Failure | bool = False
+        self._published: Waiters[None] = Waiters()
 
     @property
     def id(self) -> str:
@@ -107,13 +79,11 @@ class TaskDeferred(Deferred[Any]):
         message, or fails with the error that the call itself fails with, such as a
         `twistedcelery.PublishError`.
         """
-        if self._outcome is True:
+        if self._publication is True:
             return succeed(None)
-        if isinstance(self._outcome, Failure):
-            return fail(self._outcome)
-        waiter: Deferred[None] = Deferred()
-        self._outcome_waiters.append(waiter)
-        return waiter
+        if isinstance(self._publication, Failure):
+            return fail(self._publication)
+        return self._published.wait()
 
     @property
     def traceback(self) -> str | None:
@@ -140,9 +110,9 @@ class TaskDeferred(Deferred[Any]):
         """
         if self.async_result is not None:
             return self.async_result.revoke_all(terminate, signal)
-        return self._revoke(self.task_id, terminate, signal)
+        return self._revoker.revoke(self.task_id, terminate, signal)
 
-    # What follows is for the client that made this object.
+    # What follows is for its dispatch.
 
     def mark_published(self) -> None:
         self._settle_publication(True)
@@ -163,59 +133,47 @@ class TaskDeferred(Deferred[Any]):
     def finish(self, meta: Mapping[str, Any]) -> None:
         """End with a final state, as ``AsyncResult.get()`` would."""
         self.meta = meta
-        # A result proves that the broker took the task, whatever became of its confirmation.
-        self._end(True, outcome_of(meta))
+        if self.async_result is not None:
+            self.async_result.end(meta)
+        self.finish_joined(outcome_of(meta))
 
     def finish_joined(self, outcome: Any) -> None:
-        """End with the outcome of a canvas: a value, or a `Failure`."""
-        self._end(True, outcome)
-
-    def finish_unheard(self) -> None:
-        """End once the broker has a task that keeps its result to itself."""
-        self._end(True, None)
+        """End with a value, or with the `Failure` of a task."""
+        # A result proves that the broker took the task, whatever became of its confirmation.
+        self._settle_publication(True)
+        # Who waited for the publication may have cancelled the call.
+        settle(self, outcome)
 
     def fail_published(self, failure: Failure) -> None:
-        """End because the message did not get out."""
-        self._end(failure, failure)
+        """End because the message did not get out, or the result will not come."""
+        self._settle_publication(failure)
+        settle(self, failure)
 
     def fail(self, error: TwistedCeleryError) -> None:
-        """End because the result will not come."""
+        """As `fail_published`."""
         self.fail_published(Failure(error))
 
     def _cancel(self) -> None:
         self.cancelled = True
-        self._on_cancelled(self)
+        if self.dispatch is not None:
+            self.dispatch.cancel()
         self.fail(CallCancelled(f"task {self.task_name} [{self.task_id}] was cancelled by its caller"))
 
-    def _end(self, publication: Failure | bool, result: Any) -> None:
-        self._settle_publication(publication)
-        if self.called:
-            # Who waited for the publication has cancelled the call.
-            return
-        if isinstance(result, Failure):
-            self.errback(result)
-        else:
-            self.callback(result)
-
     def _settle_publication(self, outcome: Failure | bool) -> None:
-        if self._outcome is not False:
+        if self._publication is not False:
             return
-        self._outcome = outcome
-        waiters, self._outcome_waiters = self._outcome_waiters, []
-        for waiter in waiters:
-            if waiter.called:
-                # Its holder has cancelled it.
-                continue
-            if isinstance(outcome, Failure):
-                waiter.errback(outcome)
-            else:
-                waiter.callback(None)
+        self._publication = outcome
+        if isinstance(outcome, Failure):
+            assert outcome.value is not None
+            self._published.fail(outcome.value)
+        else:
+            self._published.fire(None)
 
 
 class GroupDeferred(TaskDeferred):
     """The results of a group that was sent: a list, in the order of its members.
 
-    ``task_id`` is the group's id. `on_update` hears of every member.
+    ``task_id`` is the group's id. `on_update` is called with the states of every member.
     """
 
     @property

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import kombu.exceptions
 from kombu.serialization import loads
 
-from twistedcelery.appview import OfflineBackend
+from twistedcelery.encoding.app_view import OfflineBackend
 from twistedcelery.errors import ReplyNotAccepted, ReplyTooLarge, ReplyUndecodable
 
 __all__ = ["MAX_REPLY_BYTES", "ReplyDecoder"]

@@ -1,4 +1,4 @@
-"""Control commands and queries to workers: Celery's own client code, as Deferreds.
+"""Sends control commands and queries to workers: Celery's own client code, with Deferreds.
 
 No command is written down here. A method of `Control` or `Inspect` runs the method of the same
 name of the application's own ``control`` and ``control.inspect``, so what a new Celery or the
@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Callable
 from contextlib import contextmanager
 from copy import copy
-from functools import partial, update_wrapper
+from functools import cached_property, partial, update_wrapper
 from typing import TYPE_CHECKING, Any, Protocol
 
 from kombu.pidbox import Mailbox
@@ -19,50 +19,39 @@ from kombu.utils.uuid import uuid
 from twisted.internet.defer import Deferred, maybeDeferred
 
 from twistedcelery._types import Clock
-from twistedcelery.appview import view_of
-from twistedcelery.commands import ControlCommands, InspectQueries
+from twistedcelery.encoding.app_view import view_of
+from twistedcelery.encoding.replay import Replay
 from twistedcelery.errors import InvalidCall
-from twistedcelery.incoming import Inbox
-from twistedcelery.offline import OfflineChannel
-from twistedcelery.replay import Replay
-from twistedcelery.replies import Replies, Request
-from twistedcelery.transports.interface import Subscriber
+from twistedcelery.workers.commands import ControlCommands, InspectQueries
+from twistedcelery.workers.inbox import Inbox
+from twistedcelery.workers.offline_channel import OfflineChannel
+from twistedcelery.workers.replies import Replies, Request
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from celery import Celery
 
-    from twistedcelery.commands import Workers
+    from twistedcelery.transports.binding import Binding
+    from twistedcelery.workers.commands import Workers
 
-__all__ = ["Broadcaster", "Control", "Inspect"]
+__all__ = ["Control", "Inspect"]
 
 _BROADCAST = inspect.signature(Mailbox._broadcast)  # noqa: SLF001  # Celery calls it as well
 
 
-class Broadcaster(Protocol):
-    """As `twistedcelery.outbox.Outbox`."""
-
-    def broadcast(self, mailbox: Any, **arguments: Any) -> Deferred[None]: ...
-
-
 class _Methods:
-    """The public methods of an object of Celery's, each returning a Deferred.
+    """The public methods of an object of Celery's, each returning a Deferred."""
 
-    :param of: the object, made to wait in ``replay``
-    """
-
-    def __init__(self, of: Any, replay: Replay) -> None:
-        self._of = of
-        self._replay = replay
+    #: The object, made to wait in `_replay`.
+    _of: Any
+    _replay: Replay
 
     def _method(self, name: str) -> Callable[..., Deferred[Any]]:
         method = None if name.startswith("_") else getattr(self._of, name, None)
         if not callable(method):
             # It is what attribute access raises.
-            raise AttributeError(  # noqa: TRY004  # see above
-                f"Celery's {type(self._of).__name__} has no method {name!r}"
-            )
+            raise AttributeError(f"Celery's control has no method {name!r}")  # noqa: TRY004  # see above
 
         def call(*args: Any, **kwargs: Any) -> Deferred[Any]:
             return self._replay.run(partial(method, *args, **kwargs))
@@ -70,7 +59,7 @@ class _Methods:
         return update_wrapper(call, method)
 
     if not TYPE_CHECKING:
-        # Type checkers look at twistedcelery.commands instead, where a misspelt name is an error.
+        # Type checkers look at twistedcelery.workers.commands instead, where a misspelt name is an error.
         __getattr__ = _method
 
     def __dir__(self) -> list[str]:
@@ -84,6 +73,10 @@ class Inspect(_Methods, InspectQueries):
     Each query returns a Deferred that fires with what Celery's own returns: a dictionary by
     worker, or ``None`` when no worker has replied. It fails as the methods of `Control` do.
     """
+
+    def __init__(self, of: Any, replay: Replay) -> None:
+        self._of = of
+        self._replay = replay
 
 
 class Inspecting(Protocol):
@@ -112,33 +105,40 @@ class Control(_Methods, ControlCommands):
 
     :param app: the configured Celery application
     :param timeout: seconds that the broker may take until replies can be received
-    :param connect: returns what sends commands; may raise a `TwistedCeleryError`
-    :param subscriber: returns what consumes replies
+    :param binding: has the transport that sends commands and consumes replies
     """
 
-    def __init__(
-        self,
-        app: Celery,
-        reactor: Clock,
-        timeout: float,
-        connect: Callable[[], Broadcaster],
-        subscriber: Callable[[], Subscriber],
-    ) -> None:
+    def __init__(self, app: Celery, reactor: Clock, timeout: float, binding: Binding) -> None:
         self._app = app
-        self._connect = connect
-        self._subscriber = subscriber
-        self._mailbox = _own_mailbox(app)
-        self._offline = OfflineChannel(app.connection_for_write())
-        self._replies = Replies(
-            reactor,
+        self._reactor = reactor
+        self._timeout = timeout
+        self._binding = binding
+        self._replay = Replay(self._broadcast)
+
+    # What follows is made at its first use: a client of calls alone does without it.
+
+    @cached_property
+    def _mailbox(self) -> Any:
+        return _own_mailbox(self._app)
+
+    @cached_property
+    def _offline(self) -> OfflineChannel:
+        return OfflineChannel(self._app.connection_for_write())
+
+    @cached_property
+    def _of(self) -> Any:
+        return _control_of(self._app, self._replay, self._offline)
+
+    @cached_property
+    def _replies(self) -> Replies:
+        return Replies(
+            self._reactor,
             self._mailbox.get_reply_queue(),
             Inbox(self._mailbox.accept, "a reply to a control command"),
-            subscriber,
-            timeout,
+            self._binding,
+            self._timeout,
             self._mailbox.clock.adjust,
         )
-        replay = Replay(self._broadcast)
-        super().__init__(_control_of(app, replay, self._offline), replay)
 
     @property
     def inspect(self) -> Inspecting:
@@ -168,7 +168,7 @@ class Control(_Methods, ControlCommands):
         def purge() -> Deferred[int]:
             if connection is not None:
                 raise InvalidCall("purge(connection=...) is for Celery's blocking client")
-            return self._subscriber().purge(list(self._app.amqp.queues.consume_from.values()))
+            return self._binding.use().subscriber.purge(list(self._app.amqp.queues.consume_from.values()))
 
         return maybeDeferred(purge)
 
@@ -184,7 +184,9 @@ class Control(_Methods, ControlCommands):
             raise InvalidCall("channel=... is for Celery's blocking client")
         if arguments.get("reply"):
             await self._replies.ready()
-        published = self._connect().broadcast(self._mailbox, **arguments, channel=self._offline)
+        transport = self._binding.use()
+        message = transport.encoder.broadcast(self._mailbox, **arguments, channel=self._offline)
+        published = transport.publisher.publish(message)
         request = self._mailbox.take_request()
         if request is None:
             await published

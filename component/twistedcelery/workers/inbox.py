@@ -1,28 +1,16 @@
-"""What crosses from a transport to whoever subscribed to a queue: one message, and how to read it."""
+"""Reads messages from a queue that the client has subscribed to."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from kombu.serialization import loads, prepare_accept_content
 from twisted.logger import Logger
 
-__all__ = ["Inbox", "IncomingMessage"]
+from twistedcelery.transports.interface import IncomingMessage
 
-
-@dataclass(frozen=True, slots=True)
-class IncomingMessage:
-    """One message as it came; the fields are AMQP's.
-
-    :ivar body: text where kombu's transports have it as text, else bytes
-    """
-
-    body: bytes | str
-    content_type: str | None
-    content_encoding: str | None
-    headers: Mapping[str, Any]
+__all__ = ["Inbox"]
 
 
 class Inbox:

@@ -1,68 +1,50 @@
-"""What results are asked of, and who answers: the result backend, or what was heard of late."""
+"""Makes results by id, and answers what they are asked: from the result backend, or from what was seen."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import celery.exceptions
 import celery.result
 from celery import states
+from celery.result import EagerResult, ResultSet
 from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
-from twisted.python.failure import Failure
 
+from twistedcelery._deferreds import all_done, settle
+from twistedcelery.encoding.canvas import parents_first
 from twistedcelery.errors import NoResultBackend, TwistedCeleryError, UnsupportedByBackend
-from twistedcelery.gathering import all_done
-from twistedcelery.join import Join
-from twistedcelery.results import AnyResult, GroupResult, TaskResult
+from twistedcelery.results.join import Join
+from twistedcelery.results.result import AnyResult, GroupResult, TaskResult
 
 if TYPE_CHECKING:
-    from twistedcelery.pending import PendingCalls
-    from twistedcelery.transports.interface import ResultSource, ResultStore
+    from twistedcelery._types import Clock
+    from twistedcelery.results.pending import PendingResults
+    from twistedcelery.transports.binding import Binding, BoundTransport
+    from twistedcelery.transports.interface import ResultStore
+    from twistedcelery.workers.control import Control
+    from twistedcelery.workers.revoker import Revoker
 
-__all__ = ["ResultAccess", "Sources"]
-
-
-class Sources(Protocol):
-    """Where results come from."""
-
-    @property
-    def results(self) -> ResultSource:
-        """Tells of new states."""
-
-    @property
-    def store(self) -> ResultStore | None:
-        """Answers questions; ``None``: nobody keeps results."""
-
-    @property
-    def in_order(self) -> bool:
-        """Whether Celery looks at the members of a group one after another."""
+__all__ = ["ResultBackend"]
 
 
-class ResultAccess:
-    """Makes results, and answers what they are asked.
+class ResultBackend:
+    """A client's result backend.
 
     :param reactor: for time
     :param pending: who waits for which task, and the last states, where the backend keeps none
-    :param connect: gives the sources; it may raise a `twistedcelery.TwistedCeleryError`
-    :param revoke: revokes one task
-    :param control: gives the client's ``control``
+    :param revoker: revokes tasks
+    :param control: revokes tasks by their stamps
     """
 
     def __init__(
-        self,
-        reactor: Any,
-        pending: PendingCalls,
-        connect: Callable[[], Sources],
-        revoke: Callable[[str, bool, str], Deferred[None]],
-        control: Callable[[], Any],
+        self, reactor: Clock, binding: Binding, pending: PendingResults, revoker: Revoker, control: Control
     ) -> None:
+        self._reactor = reactor
+        self._binding = binding
         self._pending = pending
-        self._recent = pending.recent
-        #: For time.
-        self.reactor = reactor
-        self._connect = connect
-        self._revoke = revoke
+        self._seen = pending.states
+        self._revoker = revoker
         self._control = control
 
     # Making results
@@ -74,6 +56,28 @@ class ResultAccess:
     def group(self, group_id: str, results: Sequence[AnyResult] = ()) -> GroupResult:
         """A group's result."""
         return GroupResult(self, group_id, results)
+
+    def adopt(self, result: Any, ignored: Collection[str]) -> AnyResult:
+        """Celery's result, and those above and below it, as results of the client's.
+
+        :param result: what ``apply_async`` returned while a canvas was encoded
+        :param ignored: the ids of tasks with an ignored result
+        """
+        made: dict[int, AnyResult] = {}
+        for node in parents_first(result):
+            parent = made[id(node.parent)] if node.parent is not None else None
+            if isinstance(node, ResultSet):
+                members = [made[id(member)] for member in node.results]
+                made[id(node)] = GroupResult(self, str(node.id), members, parent)
+                continue
+            name = getattr(node, "task_name", None)
+            task = TaskResult(self, node.id, parent, name, node.id in ignored)
+            if isinstance(node, EagerResult):
+                # Celery's get() of one that was ignored or rejected gives nothing.
+                task.ignored = task.ignored or node.state not in states.READY_STATES
+                task.end({**node._cache, "children": None})  # Celery offers it in parts only  # noqa: SLF001  # see above
+            made[id(node)] = task
+        return made[id(result)]
 
     def from_tuple(self, stored: Any) -> AnyResult:
         """A result as Celery stores it, and those above and below it."""
@@ -90,28 +94,21 @@ class ResultAccess:
     # Waiting
 
     def listen(self, join: Join) -> Deferred[None] | None:
-        """Hear of a join's tasks.
+        """Begin to wait for a join's tasks.
 
         :return: fires when no state of theirs is missed; ``None``: it is so already
         """
-        sources = self._connect()
-        ready = []
-        for member in join.members:
-            self._pending.add(member)
-            watching = sources.results.watch(member.task_id)
-            if watching is not None:
-                ready.append(watching)
-        return all_done(ready) if ready else None
+        return self._pending.add_all(join.members)
 
     def dismiss(self, join: Join) -> None:
-        """Hear of a join's tasks no longer."""
+        """Wait for a join's tasks no longer."""
         join.stop()
         for member in join.members:
             self._pending.discard(member)
 
     def wait(
         self,
-        result: AnyResult,
+        result: Any,
         *,
         timeout: float | None,
         propagate: bool,
@@ -120,27 +117,22 @@ class ResultAccess:
     ) -> Deferred[Any]:
         """As ``get()`` of the result."""
         try:
-            sources = self._connected()
+            transport = self._transport()
         except TwistedCeleryError as error:
             return fail(error)
         for task in result.family():
-            known = self._recent.get(task.id)
+            known = self._seen.get(task.id)
             if known is not None and known["status"] in states.READY_STATES and task.unknown:
                 task.end(known)
 
         def ended(outcome: Any) -> None:
             self.dismiss(join)
-            if done.called:
-                return
-            if isinstance(outcome, Failure):
-                done.errback(outcome)
-            else:
-                done.callback(outcome)
+            settle(done, outcome)
 
         join = Join(
             result,
             ended,
-            in_order=sources.in_order,
+            in_order=transport.in_order,
             propagate=propagate,
             follow_parents=follow_parents,
             told=callback,
@@ -148,12 +140,12 @@ class ResultAccess:
         done: Deferred[Any] = Deferred(lambda _: self.dismiss(join))
         listening = self.listen(join) or succeed(None)
         join.check()
-        listening.addCallback(lambda _: self._look_up(join, sources.store))
+        listening.addCallback(lambda _: self._look_up(join, transport.store))
         listening.addErrback(ended)
         if timeout is not None:
-            done.addTimeout(timeout, self.reactor, _timed_out)
+            done.addTimeout(timeout, self._reactor, _timed_out)  # type: ignore[arg-type]  # a zope interface
         if callback is not None and result.members is not None:
-            # As Celery has it: whoever is told of each value does not get them all once more.
+            # Like Celery: with a callback, the final list is empty.
             done.addCallback(lambda _: [])
         return done
 
@@ -179,7 +171,7 @@ class ResultAccess:
             store = self._store()
             if store is not None:
                 return store.task_meta(task_id)
-            return succeed(self._recent.get(task_id) or {"status": states.PENDING, "result": None})
+            return succeed(self._seen.get(task_id) or {"status": states.PENDING, "result": None})
 
         return maybeDeferred(ask)
 
@@ -188,7 +180,7 @@ class ResultAccess:
 
         def ask() -> Deferred[bool]:
             store = self._store()
-            return store.exists(task_id) if store else succeed(self._recent.get(task_id) is not None)
+            return store.exists(task_id) if store else succeed(self._seen.get(task_id) is not None)
 
         return maybeDeferred(ask)
 
@@ -196,7 +188,7 @@ class ResultAccess:
         """Delete the state of a task."""
 
         def ask() -> Deferred[None]:
-            self._recent.forget(task_id)
+            self._seen.forget(task_id)
             store = self._store()
             return store.forget(task_id) if store else succeed(None)
 
@@ -223,7 +215,7 @@ class ResultAccess:
 
     def revoke(self, task_ids: Sequence[str], terminate: bool, signal: str) -> Deferred[None]:
         """Revoke tasks."""
-        return all_done([self._revoke(task_id, terminate, signal) for task_id in task_ids])
+        return all_done([self._revoker.revoke(task_id, terminate, signal) for task_id in task_ids])
 
     def revoke_by_stamped_headers(
         self, headers: Mapping[str, Any], terminate: bool, signal: str
@@ -231,18 +223,18 @@ class ResultAccess:
         """Revoke the tasks that have these stamps."""
 
         def ask() -> Any:
-            return self._control().revoke_by_stamped_headers(headers, terminate=terminate, signal=signal)
+            return self._control.revoke_by_stamped_headers(headers, terminate=terminate, signal=signal)
 
         return maybeDeferred(ask)
 
-    def _connected(self) -> Sources:
-        sources = self._connect()
-        if not sources.results.available:
+    def _transport(self) -> BoundTransport:
+        transport = self._binding.use()
+        if not transport.results.available:
             raise NoResultBackend(NoResultBackend.__doc__)
-        return sources
+        return transport
 
     def _store(self) -> ResultStore | None:
-        return self._connected().store
+        return self._transport().store
 
     def _group_store(self, method: str) -> ResultStore:
         store = self._store()

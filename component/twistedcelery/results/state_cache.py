@@ -1,4 +1,4 @@
-"""The states that were seen, for result backends that do not keep them."""
+"""Keeps the last states of tasks, for result backends that do not."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
-__all__ = ["RECENT_STATES", "Holder", "RecentStates"]
+__all__ = ["MAX_STATES", "Holder", "StateCache"]
 
 #: How many tasks' states are kept that nobody else has.
-RECENT_STATES = 1000
+MAX_STATES = 1000
 
 
 class Holder(Protocol):
@@ -19,7 +19,7 @@ class Holder(Protocol):
     meta: Mapping[str, Any] | None
 
 
-class RecentStates:
+class StateCache:
     """The last state of tasks: of those heard of last, and of those whose call somebody holds.
 
     A result over ``rpc://`` is a message: once it was delivered, nobody else has it. Results may
@@ -28,7 +28,7 @@ class RecentStates:
     :param limit: how many of the others are kept; the one heard of first is forgotten first
     """
 
-    def __init__(self, limit: int = RECENT_STATES) -> None:
+    def __init__(self, limit: int = MAX_STATES) -> None:
         self._limit = limit
         self._states: OrderedDict[str, Mapping[str, Any]] = OrderedDict()
         self._holders: WeakValueDictionary[str, Holder] = WeakValueDictionary()

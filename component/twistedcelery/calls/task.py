@@ -1,4 +1,4 @@
-"""A task with its own methods, which return Deferreds."""
+"""A Celery task whose ``delay`` and ``apply_async`` return Deferreds."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from celery import Signature, Task
 
-    from twistedcelery.call import TaskDeferred
-    from twistedcelery.canvas import CanvasCalls
+    from twistedcelery.calls.call import TaskDeferred
+    from twistedcelery.calls.dispatcher import Dispatcher
 
 __all__ = ["TwistedTask"]
 
@@ -23,8 +23,8 @@ class TwistedTask:
     :ivar name: the task's name
     """
 
-    def __init__(self, calls: CanvasCalls, task: Task) -> None:
-        self._calls = calls
+    def __init__(self, dispatcher: Dispatcher, task: Task) -> None:
+        self._dispatcher = dispatcher
         self._task = task
         self.name: str = task.name
 
@@ -40,7 +40,7 @@ class TwistedTask:
         It never raises: arguments that the task does not take, for one, fail the Deferred with a
         `twistedcelery.InvalidCall`.
         """
-        return self._calls.apply_task(self._task, args, kwargs, options)
+        return self._dispatcher.apply_task(self._task, args, kwargs, options)
 
     def signature(self, *args: Any, **kwargs: Any) -> Signature:
         """As ``Task.signature``."""

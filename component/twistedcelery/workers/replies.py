@@ -1,4 +1,4 @@
-"""What workers reply to control commands: one queue for all commands of a client."""
+"""Collects workers' replies to control commands, from one queue for all commands of a client."""
 
 from __future__ import annotations
 
@@ -10,10 +10,18 @@ from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from twistedcelery._deferreds import Waiters
 from twistedcelery._types import Clock, Timer
-from twistedcelery.errors import BrokerAccessRefused, BrokerUnavailable, RepliesLost, TwistedCeleryError
-from twistedcelery.incoming import Inbox, IncomingMessage
-from twistedcelery.transports.interface import Subscriber, Subscription
+from twistedcelery.errors import (
+    BrokerAccessRefused,
+    BrokerUnavailable,
+    RepliesLost,
+    TwistedCeleryError,
+    renewed,
+)
+from twistedcelery.transports.binding import Binding
+from twistedcelery.transports.interface import IncomingMessage, Subscription
+from twistedcelery.workers.inbox import Inbox
 
 __all__ = ["Replies", "Request"]
 
@@ -41,7 +49,7 @@ class Replies:
 
     :param queue: the reply queue, a kombu ``Queue``
     :param inbox: decodes replies
-    :param subscriber: makes, or returns, what consumes the queue
+    :param binding: has the transport that consumes the queue
     :param timeout: seconds that the broker may take until the queue is consumed
     :param adjust_clock: is told the logical clock of each worker that replies
     """
@@ -51,20 +59,20 @@ class Replies:
         reactor: Clock,
         queue: Any,
         inbox: Inbox,
-        subscriber: Callable[[], Subscriber],
+        binding: Binding,
         timeout: float,
         adjust_clock: Callable[[int], object],
     ) -> None:
         self._reactor = reactor
         self._queue = queue
         self._inbox = inbox
-        self._subscriber = subscriber
+        self._binding = binding
         self._timeout = timeout
         self._adjust_clock = adjust_clock
         self._subscription: Subscription | None = None
         self._consumed = False
         self._reason: BrokerUnavailable | None = None
-        self._waiters: list[Deferred[None]] = []
+        self._waiters: Waiters[None] = Waiters()
         self._collectors: dict[str, _Collector] = {}
 
     def ready(self) -> Deferred[None]:
@@ -72,10 +80,10 @@ class Replies:
         if self._consumed:
             return succeed(None)
         if self._subscription is None:
-            self._subscription = self._subscriber().subscribe(self._queue, self)
-        waiter: Deferred[None] = Deferred(self._left)
-        self._waiters.append(waiter)
-        waiter.addTimeout(self._timeout, self._reactor, self._too_late)  # type: ignore[arg-type]  # a zope interface
+            self._subscription = self._binding.use().subscriber.subscribe(self._queue, self)
+        waiter = self._waiters.wait(self._too_late)
+        # Its own error says more than Twisted's.
+        waiter.addTimeout(self._timeout, self._reactor, lambda failure, _: failure)  # type: ignore[arg-type]  # a zope interface
         return waiter
 
     def collect(self, request: Request, published: Deferred[None]) -> Deferred[list[Any]]:
@@ -95,10 +103,7 @@ class Replies:
     def consuming(self) -> None:
         """Let commands be sent."""
         self._consumed = True
-        waiters, self._waiters = self._waiters, []
-        for waiter in waiters:
-            if not waiter.called:
-                waiter.callback(None)
+        self._waiters.fire(None)
 
     def received(self, message: IncomingMessage) -> None:
         """Hand a reply to whom it is for. Those that come too late are for nobody."""
@@ -121,29 +126,18 @@ class Replies:
             self._fail_collectors(lambda: RepliesLost(f"workers' replies were lost: {reason}"))
         if isinstance(reason, BrokerAccessRefused):
             # Waiting does not help: somebody has to change the password or the permissions.
-            self._fail_waiters(reason)
+            self._waiters.fail(reason)
 
     def ended(self, error: TwistedCeleryError) -> None:
         """Fail all that wait."""
         self._consumed = False
         self._subscription = None
-        self._fail_waiters(error)
-        self._fail_collectors(lambda: type(error)(str(error)))
+        self._waiters.fail(error)
+        self._fail_collectors(lambda: renewed(error))
 
-    def _left(self, waiter: Deferred[None]) -> None:
-        """Its holder has cancelled it."""
-        if waiter in self._waiters:
-            self._waiters.remove(waiter)
-
-    def _too_late(self, _cancelled: Any, _seconds: float) -> Failure:
+    def _too_late(self) -> BrokerUnavailable:
         why = self._reason or "it takes too long"
-        return Failure(BrokerUnavailable(f"no connection to receive workers' replies: {why}"))
-
-    def _fail_waiters(self, error: TwistedCeleryError) -> None:
-        waiters, self._waiters = self._waiters, []
-        for waiter in waiters:
-            if not waiter.called:
-                waiter.errback(Failure(type(error)(str(error))))
+        return BrokerUnavailable(f"no connection to receive workers' replies: {why}")
 
     def _fail_collectors(self, make: Callable[[], TwistedCeleryError]) -> None:
         for collector in list(self._collectors.values()):

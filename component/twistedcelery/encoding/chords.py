@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from celery.backends.base import Backend
 
-from twistedcelery.appview import OfflineBackend, backend_class
+from twistedcelery.encoding.app_view import OfflineBackend, backend_class
+from twistedcelery.encoding.message import Preparation
 from twistedcelery.errors import UnsupportedByBackend
-from twistedcelery.message import Preparation
 
 if TYPE_CHECKING:
     from celery import Celery

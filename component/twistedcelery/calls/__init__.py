@@ -1,0 +1,1 @@
+"""One call or canvas, from the queue to its end."""

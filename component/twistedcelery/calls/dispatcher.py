@@ -1,0 +1,181 @@
+"""Makes the calls of a client, and has each sent when it is its turn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import copy_context
+from copy import deepcopy
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from celery.utils import uuid
+from twisted.python.failure import Failure
+
+from twistedcelery.calls.call import GroupDeferred, TaskDeferred
+from twistedcelery.calls.dispatch import Dispatch, Route
+from twistedcelery.encoding.encoder import allowed_options
+from twistedcelery.encoding.signatures import is_composed
+from twistedcelery.errors import Disconnected, InvalidCall, TwistedCeleryError
+
+if TYPE_CHECKING:
+    from twistedcelery.encoding.message import Encoded
+    from twistedcelery.transports.binding import Binding, BoundTransport
+    from twistedcelery.workers.revoker import Revoker
+
+__all__ = ["Dispatcher"]
+
+
+class Dispatcher:
+    """Sends tasks by name, tasks of applications, and canvases. No method of these raises.
+
+    :param binding: has the transport
+    :param revoker: revokes tasks
+    """
+
+    def __init__(self, binding: Binding, route: Route, revoker: Revoker) -> None:
+        self._binding = binding
+        self._route = route
+        self._revoker = revoker
+
+    def __len__(self) -> int:
+        return len(self._route.in_flight)
+
+    def send_task(
+        self,
+        name: str,
+        args: Sequence[Any] | None,
+        kwargs: Mapping[str, Any] | None,
+        positional: Sequence[Any],
+        options: Mapping[str, Any],
+    ) -> TaskDeferred:
+        """As `twistedcelery.TwistedCelery.send_task`."""
+        try:
+            transport = self._binding.use()
+            named = transport.encoder.options(positional, options)
+        except TwistedCeleryError as error:
+            return self._refused(error, options, name)
+        call = TaskDeferred(named.pop("task_id", None) or uuid(), name, self._revoker)
+        at_once = self._route.pacer.has_room()
+        if not at_once:
+            # The caller may change them before their turn comes.
+            (args, kwargs, headers), at_once = _copied(
+                lambda copy: copy((args, kwargs, named.get("headers")))
+            )
+            if headers is not None:
+                named["headers"] = headers
+        encode = partial(transport.encoder.task, name, args, kwargs, call.task_id, named)
+        return self._send(call, encode, transport, at_once)
+
+    def apply_task(
+        self, task: Any, args: Sequence[Any] | None, kwargs: Mapping[str, Any] | None, options: dict[str, Any]
+    ) -> TaskDeferred:
+        """As ``apply_async`` of a task."""
+        name = task.name
+        try:
+            transport = self._binding.use()
+            options = allowed_options(options, "apply_async")
+            bound = transport.canvas_encoder.task(task)
+            at_once = self._route.pacer.has_room()
+            if not at_once:
+                (args, kwargs, options), at_once = _copied(lambda copy: copy((args, kwargs, options)))
+        except TwistedCeleryError as error:
+            return self._refused(error, options, name)
+        call = TaskDeferred(options.pop("task_id", None) or uuid(), name, self._revoker)
+        apply_async = partial(bound.apply_async, args, kwargs, task_id=call.task_id, **options)
+        encode = _encoding(transport, f"task {name!r}", apply_async, options.get("retry") is True)
+        return self._send(call, encode, transport, at_once)
+
+    def apply_signature(
+        self,
+        signature: Any,
+        args: Sequence[Any] | None,
+        kwargs: Mapping[str, Any] | None,
+        options: dict[str, Any],
+    ) -> TaskDeferred:
+        """As `twistedcelery.TwistedCelery.apply_async`."""
+        if not isinstance(signature, Mapping) or "task" not in signature:
+            return self._refused(InvalidCall(f"{signature!r:.200} is no signature"), options, "?")
+        name = str(signature["task"])
+        own: Mapping[str, Any] = signature.get("options") or {}
+        try:
+            transport = self._binding.use()
+            options = allowed_options(options, "apply_async")
+            resend = options.get("retry", own.get("retry")) is True
+            make = transport.canvas_encoder.signature
+            at_once = is_composed(signature) or self._route.pacer.has_room()
+            if at_once:
+                bound = make(signature)
+            else:
+                (bound, args, kwargs, options), at_once = _copied(
+                    lambda copy: (make(signature, copy), *copy((args, kwargs, options)))
+                )
+        except TwistedCeleryError as error:
+            return self._refused(error, options, name)
+        if is_composed(signature):
+            apply_async = partial(bound.apply_async, args, kwargs, **options)
+            return self._send_composed(name, _encoding(transport, name, apply_async, resend), transport)
+        task_id = options.pop("task_id", None) or own.get("task_id") or uuid()
+        apply_async = partial(bound.apply_async, args, kwargs, task_id=task_id, **options)
+        encode = _encoding(transport, f"task {name!r}", apply_async, resend)
+        return self._send(TaskDeferred(task_id, name, self._revoker), encode, transport, at_once)
+
+    def end_all(self) -> None:
+        """End every call with `Disconnected`."""
+        self._route.pacer.stop()
+        for dispatch in list(self._route.in_flight):
+            dispatch.fail(
+                Disconnected(
+                    f"task {dispatch.task_name} [{dispatch.task_id}]: the client was disconnected before "
+                    "its result came"
+                )
+            )
+
+    def _send(
+        self, call: TaskDeferred, encode: Callable[[], Encoded], transport: BoundTransport, at_once: bool
+    ) -> TaskDeferred:
+        dispatch = Dispatch(call, encode, transport, self._route)
+        if at_once:
+            dispatch.start()
+        else:
+            context = copy_context()
+            self._route.pacer.enqueue(lambda: context.run(dispatch.start))
+        return call
+
+    def _send_composed(
+        self, name: str, encode: Callable[[], Encoded], transport: BoundTransport
+    ) -> TaskDeferred:
+        """Several tasks are encoded at once, since Celery chooses their ids as it encodes them."""
+        try:
+            encoded = encode()
+        except BaseException as error:
+            # As in Dispatch.start: an eager task may raise anything.
+            return self._refused(error, {}, name)
+        result = encoded.result
+        cls = GroupDeferred if hasattr(result, "results") else TaskDeferred
+        call = cls(str(result.id), getattr(result, "task_name", None) or name, self._revoker)
+        return self._send(call, lambda: encoded, transport, at_once=True)
+
+    def _refused(self, error: BaseException, options: Mapping[str, Any], name: str) -> TaskDeferred:
+        call = TaskDeferred(options.get("task_id") or uuid(), name, self._revoker)
+        call.fail_published(Failure(error))
+        return call
+
+
+def _encoding(
+    transport: BoundTransport, what: str, apply_async: Callable[[], Any], resend: bool
+) -> Callable[[], Encoded]:
+    return partial(transport.canvas_encoder.encode, what, apply_async, resend=resend)
+
+
+def _copied(make: Callable[[Callable[[Any], Any]], Any]) -> tuple[Any, bool]:
+    """What is to be encoded later, safe from its caller.
+
+    :param make: makes it, with a function that copies arguments
+    :return: the copy, and whether it must be encoded at once, since it could not be copied. If it
+        cannot be serialised either, that is reported as such.
+    """
+    try:
+        return make(deepcopy), False
+    except Exception:
+        # Anything may happen in the arguments' own code.
+        return make(lambda argument: argument), True

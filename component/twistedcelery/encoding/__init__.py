@@ -1,0 +1,1 @@
+"""Calls, canvases and control commands to messages, by Celery's own code, without I/O."""

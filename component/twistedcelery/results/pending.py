@@ -1,0 +1,127 @@
+"""Who waits for which task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol
+
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+
+from twistedcelery._deferreds import all_done
+from twistedcelery.errors import ResultError, TwistedCeleryError
+from twistedcelery.results.outcome import FINAL_STATES
+from twistedcelery.results.state_cache import Holder, StateCache
+from twistedcelery.transports.interface import ResultSource
+
+__all__ = ["PendingResults", "Waiting"]
+
+_log = Logger()
+
+
+class Waiting(Protocol):
+    """Who waits for a task: a call, or a part of one.
+
+    :ivar task_name: for whoever reads an error
+    """
+
+    @property
+    def task_id(self) -> str: ...
+
+    @property
+    def task_name(self) -> str: ...
+
+    @property
+    def holder(self) -> Holder:
+        """Who has the final state afterwards."""
+
+    def update(self, state: str, meta: Any) -> None:
+        """The task has a state that is not final."""
+
+    def finish(self, meta: Mapping[str, Any]) -> None:
+        """The task has ended."""
+
+    def fail(self, error: TwistedCeleryError) -> None:
+        """What became of the task will not be known."""
+
+
+class PendingResults:
+    """The tasks whose result has not come, by id.
+
+    A `twistedcelery.transports.interface.ReplyReceiver`. Replies may be doubled, late or for
+    nobody: the first final state ends the waiting, and whatever else comes is dropped.
+
+    :ivar source: watches the tasks; set before anybody waits
+    :ivar states: the last states
+    """
+
+    source: ResultSource | None = None
+
+    def __init__(self) -> None:
+        self.states = StateCache()
+        # A caller may reuse a task id while its first call waits: both get the result.
+        self._waiting: dict[str, list[Waiting]] = {}
+
+    def add(self, waiting: Waiting) -> Deferred[None] | None:
+        """Wait for a task. Done before the task is published, so that no reply is missed.
+
+        :return: as `twistedcelery.transports.interface.ResultSource.watch`
+        """
+        assert self.source is not None
+        task_id = waiting.task_id
+        self._waiting.setdefault(task_id, []).append(waiting)
+        return self.source.watch(task_id)
+
+    def add_all(self, several: Iterable[Waiting]) -> Deferred[None] | None:
+        """As `add`."""
+        ready = [one for one in map(self.add, several) if one is not None]
+        return all_done(ready) if ready else None
+
+    def discard(self, waiting: Waiting) -> None:
+        """Stop waiting, if it does wait."""
+        several = self._waiting.get(waiting.task_id)
+        if several is None or waiting not in several:
+            return
+        several.remove(waiting)
+        if not several:
+            del self._waiting[waiting.task_id]
+            self._forget(waiting.task_id)
+
+    def state_changed(self, task_id: str, meta: Mapping[str, Any]) -> None:
+        """Tell those who wait for the task; a final state ends the waiting."""
+        state = meta["status"]
+        if state not in FINAL_STATES:
+            self.states.note(task_id, meta)
+            for waiting in tuple(self._waiting.get(task_id, ())):
+                waiting.update(state, meta["result"])
+            return
+        several = self._take(task_id)
+        if several:
+            self.states.delivered(task_id, several[0].holder)
+        else:
+            self.states.note(task_id, meta)
+        for waiting in several:
+            waiting.finish(meta)
+
+    def reply_failed(self, task_id: str, error: ResultError) -> None:
+        """Fail those who wait for a task whose reply cannot be read."""
+        for waiting in self._take(task_id):
+            waiting.fail(error)
+
+    def fail_all(self, make_error: Callable[[Waiting], TwistedCeleryError]) -> None:
+        """Fail everybody."""
+        for task_id in list(self._waiting):
+            for waiting in self._take(task_id):
+                waiting.fail(make_error(waiting))
+
+    def _take(self, task_id: str) -> list[Waiting]:
+        several = self._waiting.pop(task_id, None)
+        if several is None:
+            _log.debug("a reply for task {id}, which nobody waits for, is dropped", id=task_id)
+            return []
+        self._forget(task_id)
+        return several
+
+    def _forget(self, task_id: str) -> None:
+        assert self.source is not None
+        self.source.forget(task_id)

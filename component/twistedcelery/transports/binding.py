@@ -1,0 +1,147 @@
+"""A client's hold on its transport: made early, used late, closed once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol
+
+from twisted.internet.defer import Deferred, succeed
+
+from twistedcelery._deferreds import close_all
+from twistedcelery.encoding.app_view import backend_class
+from twistedcelery.encoding.canvas import CanvasEncoder
+from twistedcelery.encoding.encoder import Encoder
+from twistedcelery.errors import ConfigurationError, Disconnected, TwistedCeleryError
+from twistedcelery.transports.interface import ReplyReceiver, ResultSource, Setup, Transport
+from twistedcelery.transports.registry import find
+
+if TYPE_CHECKING:
+    from twistedcelery.transports.interface import ResultStore, Subscriber
+
+__all__ = ["Binding", "BoundTransport"]
+
+
+class BoundTransport:
+    """A transport's parts for one client, and what encodes for them.
+
+    :ivar publisher: takes messages
+    :ivar results: brings results
+    :ivar encoder: makes messages
+    """
+
+    def __init__(self, transport: Transport, setup: Setup, receiver: ReplyReceiver) -> None:
+        self._transport = transport
+        self._setup = setup
+        self.publisher = transport.publisher(setup)
+        self.results = transport.results(setup, receiver)
+        self.encoder = Encoder(setup.app, self.results.reply_to)
+        self.store: ResultStore | None = transport.store(setup)
+        self._subscriber: Subscriber | None = None
+
+    @property
+    def connected(self) -> bool:
+        """Whether a task sent now would go out at once, and its result come back."""
+        return self.publisher.connected and self.results.connected
+
+    @property
+    def subscriber(self) -> Subscriber:
+        """Consumes further queues; made at its first use."""
+        if self._subscriber is None:
+            self._subscriber = self._transport.subscriber(self._setup)
+        return self._subscriber
+
+    @cached_property
+    def canvas_encoder(self) -> CanvasEncoder:
+        """Encodes canvases; it finalizes the application."""
+        return CanvasEncoder(self._setup.app, self.encoder.recorder, self.results.reply_to)
+
+    @cached_property
+    def in_order(self) -> bool:
+        """Whether Celery looks at the members of a group one after another."""
+        return not backend_class(self._setup.app).supports_native_join
+
+    def close(self) -> Deferred[None]:
+        """Close every part. Fires, without failing, once nothing is left."""
+        return close_all(self.publisher, self.results, self.store, self._subscriber)
+
+
+class BindingReceiver(ReplyReceiver, Protocol):
+    """Who is told of states, and by whom."""
+
+    source: ResultSource | None
+
+
+class Binding:
+    """Binds a transport when the client is made, since imports alone take some 50 ms, which the first
+    call should not cost; and again where the application was configured in between.
+
+    :param choice: as ``transport`` of `twistedcelery.TwistedCelery`
+    :param receiver: is told of states, and given the source of them
+    :ivar bound: what is there to be used, closing included
+    """
+
+    def __init__(self, setup: Setup, choice: str | Transport, receiver: BindingReceiver) -> None:
+        self._setup = setup
+        self._choice = choice
+        self._receiver = receiver
+        self._closing = False
+        self.bound: BoundTransport | None = None
+        #: The settings that the transport was bound for, until it is used.
+        self._bound_for: dict[str, Any] | None = None
+        try:
+            self._bind()
+            self._bound_for = self._settings()
+        except TwistedCeleryError:
+            # Each call tries again and is told: nobody waits for an answer where a client is made.
+            pass
+
+    def use(self) -> BoundTransport:
+        """The transport, to be used now.
+
+        :raises Disconnected: the client was disconnected
+        :raises ConfigurationError: the application cannot be used as it is configured
+        """
+        if self._closing:
+            raise Disconnected("this TwistedCelery was disconnected; make a new one")
+        bound_for, self._bound_for = self._bound_for, None
+        if bound_for is not None and bound_for != self._settings():
+            # Nothing is connected yet.
+            self._close_bound()
+        return self.bound or self._bind()
+
+    def stop_use(self) -> None:
+        """From now on `use` raises `Disconnected`; what is ``bound`` goes on until `close`."""
+        self._closing = True
+
+    def close(self) -> Deferred[None]:
+        """Close the transport. Fires, without failing, once nothing is left."""
+        self._closing = True
+        return self._close_bound()
+
+    def _close_bound(self) -> Deferred[None]:
+        bound, self.bound = self.bound, None
+        return succeed(None) if bound is None else bound.close()
+
+    def _settings(self) -> dict[str, Any]:
+        with _reading_settings():
+            return dict(self._setup.app.conf.items())
+
+    def _bind(self) -> BoundTransport:
+        with _reading_settings():
+            transport = find(self._setup.app, self._choice)
+            bound = self.bound = BoundTransport(transport, self._setup, self._receiver)
+        self._receiver.source = bound.results
+        return bound
+
+
+@contextmanager
+def _reading_settings() -> Iterator[None]:
+    """Celery reads its settings, and kombu the URLs, when they are wanted; each raises what it likes."""
+    try:
+        yield
+    except TwistedCeleryError:
+        raise
+    except Exception as error:
+        raise ConfigurationError(f"the Celery application cannot be used: {error}") from error

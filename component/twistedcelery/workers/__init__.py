@@ -1,0 +1,1 @@
+"""Workers: control commands, queries and events."""
