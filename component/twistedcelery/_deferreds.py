@@ -55,8 +55,15 @@ class Waiters(Generic[T]):
         self._end(lambda waiter: waiter.callback(value))
 
     def fail(self, error: BaseException) -> None:
-        """Fail all who wait now, each with an error of their own."""
+        """Fail all who wait now, each with an error of their own.
+
+        :param error: one that `twistedcelery.errors.renewed` can make anew
+        """
         self._end(lambda waiter: waiter.errback(Failure(renewed(error))))
+
+    def settle(self, outcome: Any) -> None:
+        """Give the same value, or the same `Failure`, to all who wait now."""
+        self._end(lambda waiter: settle(waiter, outcome))
 
     def _end(self, end: Callable[[Deferred[T]], None]) -> None:
         # Not those who begin to wait meanwhile; nor those who are cancelled by what an earlier one does.

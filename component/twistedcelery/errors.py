@@ -60,7 +60,6 @@ __all__ = [
     "TwistedCeleryError",
     "Unroutable",
     "UnsupportedByBackend",
-    "renewed",
 ]
 
 E = TypeVar("E", bound=BaseException)

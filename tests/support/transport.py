@@ -1,7 +1,7 @@
 """A transport in memory, whose broker and workers are the test.
 
 It does nothing by itself: the test says when the broker has a message, and what a task became.
-`FakeTransport` takes the place of `twistedcelery.transports.registry.choose`.
+`FakeTransport` is a `twistedcelery.transports.interface.Transport` that clients are given.
 """
 
 from __future__ import annotations
@@ -9,17 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import pytest
 from celery import Celery
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.task import Clock
 
 from twistedcelery import TwistedCelery
-from twistedcelery.errors import Disconnected, PublishUnconfirmed, ResultError
+from twistedcelery.calls.pacing import Pacer
 from twistedcelery.encoding.message import OutgoingMessage
-from twistedcelery.transports.interface import Publisher, ReplyReceiver, ResultSource
+from twistedcelery.errors import Disconnected, PublishUnconfirmed, ResultError
+from twistedcelery.transports.interface import ReplyReceiver, Setup, Transport
 
-__all__ = ["FakePublisher", "FakeResults", "FakeTransport", "Publication"]
+__all__ = ["FakePublisher", "FakeResults", "FakeTransport", "Publication", "bare_app", "pacer_of"]
 
 
 class Publication:
@@ -97,6 +97,7 @@ class FakeResults:
     :ivar ready: whether `watch` has nothing to wait for
     :ivar waiting: what `watch` returned while it was not `ready`, by task id
     :ivar watched: the ids that are watched
+    :ivar forgotten: the ids that were watched once
     """
 
     def __init__(self) -> None:
@@ -106,6 +107,7 @@ class FakeResults:
         self.ready = True
         self.waiting: dict[str, Deferred[None]] = {}
         self.watched: list[str] = []
+        self.forgotten: list[str] = []
         self.closed = 0
         self.closing: Deferred[None] = succeed(None)
         self.receiver: ReplyReceiver
@@ -118,6 +120,7 @@ class FakeResults:
         return self.waiting[task_id]
 
     def forget(self, task_id: str) -> None:
+        self.forgotten.append(task_id)
         if task_id in self.watched:
             self.watched.remove(task_id)
 
@@ -139,26 +142,36 @@ class FakeResults:
         self.receiver.reply_failed(task_id, error)
 
 
-class FakeTransport:
-    """Both halves, and the clients made on them.
+class FakeTransport(Transport):
+    """All parts, and the clients made on them.
 
     :ivar clock: the clients' reactor
-    :ivar chosen: how often a client asked for a transport
+    :ivar chosen: how often a client was bound to it
+    :ivar kept: the clients' result store; ``None``: results are not kept
+    :ivar consumer: the clients' subscriber
     """
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self) -> None:
         self.clock = Clock()
-        self.publisher = FakePublisher()
-        self.results = FakeResults()
+        self.written = FakePublisher()
+        self.replies = FakeResults()
+        self.kept: Any = None
+        self.consumer: Any = None
         self.chosen = 0
-        monkeypatch.setattr("twistedcelery.client.choose", self.choose)
 
-    def choose(
-        self, app: Celery, reactor: Any, receiver: ReplyReceiver, **_options: Any
-    ) -> tuple[Publisher, ResultSource]:
+    def publisher(self, setup: Setup) -> FakePublisher:
         self.chosen += 1
-        self.results.receiver = receiver
-        return self.publisher, self.results
+        return self.written
+
+    def subscriber(self, setup: Setup) -> Any:
+        return self.consumer
+
+    def results(self, setup: Setup, receiver: ReplyReceiver) -> FakeResults:
+        self.replies.receiver = receiver
+        return self.replies
+
+    def store(self, setup: Setup) -> Any:
+        return self.kept
 
     def client(self, app: Celery | None = None, reactor: Any = None, **options: Any) -> TwistedCelery:
         """Make a client.
@@ -167,13 +180,19 @@ class FakeTransport:
 
         :param app: a bare application where it is not given
         """
+        options.setdefault("transport", self)
         client = TwistedCelery(app or bare_app(), reactor or self.clock, **options)
-        client._pacer._clock = self.clock.seconds
+        pacer_of(client)._clock = self.clock.seconds
         return client
 
     def turn(self) -> None:
         """Let one turn of the reactor pass, in no time."""
         self.clock.advance(0)
+
+
+def pacer_of(client: TwistedCelery) -> Pacer:
+    """What spreads a client's bursts over reactor turns."""
+    return client._dispatcher._route.pacer
 
 
 def bare_app(**settings: Any) -> Celery:

@@ -8,6 +8,6 @@ from tests.support.transport import FakeTransport
 
 
 @pytest.fixture
-def transport(monkeypatch: pytest.MonkeyPatch) -> FakeTransport:
-    """A transport in memory, which every client made during the test gets."""
-    return FakeTransport(monkeypatch)
+def transport() -> FakeTransport:
+    """A transport in memory, with clients on it."""
+    return FakeTransport()

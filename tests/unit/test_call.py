@@ -27,7 +27,11 @@ class Holder:
     def __init__(self) -> None:
         self.cancelled: list[TaskDeferred] = []
         self.revoked: list[tuple[str, bool, str]] = []
-        self.call = TaskDeferred("id-1", "tasks.add", self.cancelled.append, self.revoke)
+        self.call = TaskDeferred("id-1", "tasks.add", self)
+        self.call.dispatch = self
+
+    def cancel(self) -> None:
+        self.cancelled.append(self.call)
 
     def revoke(self, task_id: str, terminate: bool, signal: str) -> Deferred[None]:
         self.revoked.append((task_id, terminate, signal))
@@ -288,7 +292,7 @@ def test_a_call_is_no_cycle():
     """A call that nobody holds is freed at once, not at some later garbage collection."""
     gc.disable()
     try:
-        call = TaskDeferred("id-1", "tasks.add", lambda _: None, lambda *_: succeed(None))
+        call = TaskDeferred("id-1", "tasks.add", object())
         freed = weakref.ref(call)
         call.finish(meta("SUCCESS"))
         del call

@@ -19,7 +19,7 @@ from twisted.python.failure import Failure
 
 from tests.real.canvas.cases import KEPT, PLAIN
 from tests.support.canvasapp import create_app
-from tests.support.transport import FakeTransport
+from tests.support.transport import FakeTransport, pacer_of
 from twistedcelery import GroupDeferred, TwistedCelery
 from twistedcelery.errors import (
     BrokerUnavailable,
@@ -53,10 +53,10 @@ class Store:
 class Site:
     """A client on a transport that is the test."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, backend: str = "rpc://", **config: Any) -> None:
-        self.transport = FakeTransport(monkeypatch)
+    def __init__(self, backend: str = "rpc://", **config: Any) -> None:
+        self.transport = FakeTransport()
         self.store = Store() if backend != "rpc://" else None
-        monkeypatch.setattr("twistedcelery.client.choose_store", lambda *_args, **_options: self.store)
+        self.transport.kept = self.store
         self.app = create_app("amqp://127.0.0.1:1//", backend, **config)
         self.tx_app: TwistedCelery = self.transport.client(self.app)
 
@@ -69,7 +69,7 @@ class Site:
     @property
     def sent(self) -> list[tuple[str, str]]:
         """Name and id of each task message."""
-        messages = [publication.message for publication in self.transport.publisher.tasks()]
+        messages = [publication.message for publication in self.transport.written.tasks()]
         return [(message.headers["task"], message.headers["id"]) for message in messages]
 
     def revoked(self) -> list[str]:
@@ -77,24 +77,24 @@ class Site:
         self.transport.turn()
         return [
             task_id
-            for publication in self.transport.publisher.publications
+            for publication in self.transport.written.publications
             if publication.message.exchange.endswith("pidbox")
             for task_id in json.loads(publication.message.body)["arguments"]["task_id"]
         ]
 
     def confirm(self) -> None:
-        for publication in self.transport.publisher.publications:
+        for publication in self.transport.written.publications:
             if publication.open:
                 publication.confirm()
 
     def reply(self, task_id: str, value: Any) -> None:
         failed = isinstance(value, BaseException)
-        self.transport.results.reply(task_id, "FAILURE" if failed else "SUCCESS", value)
+        self.transport.replies.reply(task_id, "FAILURE" if failed else "SUCCESS", value)
 
 
 @pytest.fixture
 def site(monkeypatch):
-    return Site(monkeypatch)
+    return Site()
 
 
 def outcomes_of(deferred: Deferred[Any]) -> list[Any]:
@@ -124,7 +124,7 @@ def test_sending_does_no_io_and_leaves_the_application_alone(case, monkeypatch):
 
     monkeypatch.setattr(socket.socket, "connect", connect)
     monkeypatch.setattr("threading.Thread.start", connect)
-    site = Site(monkeypatch, "redis://127.0.0.1:1", task_allow_error_cb_on_chord_header=True)
+    site = Site("redis://127.0.0.1:1", task_allow_error_cb_on_chord_header=True)
     canvas = case.make(site.app)
     before = json.dumps(canvas, default=dict) if case.name != "chord of a generator" else None
     call = site.tx_app.apply_async(canvas, case.args, **case.options)
@@ -160,12 +160,12 @@ def test_arguments_are_passed_on_as_they_are(site):
         def __deepcopy__(self, memo: object) -> None:
             raise TypeError("never copied")
 
-    site.tx_app._pacer._budget = 0
+    pacer_of(site.tx_app)._budget = 0
     for _ in range(3):
         # What can be copied would wait for a later turn.
         site.tx_app.apply_async(site.add(Awkward("a"), "b"))
         site.tx_app.task(site.task("add")).delay(Awkward("a"), "b")
-    bodies = [json.loads(each.message.body)[0] for each in site.transport.publisher.tasks()]
+    bodies = [json.loads(each.message.body)[0] for each in site.transport.written.tasks()]
     assert bodies == [["a", "b"]] * 6
 
 
@@ -173,16 +173,16 @@ def test_a_burst_is_spread_and_its_arguments_are_those_of_the_call(site):
     """Calls of one task that wait for a later turn send what they were given, under their ids."""
     argument = [0]
     calls = []
-    site.tx_app._pacer._budget = 0
+    pacer_of(site.tx_app)._budget = 0
     for number in range(3):
         argument[0] = number
         calls.append(site.tx_app.task(site.task("add")).delay(argument, []))
         calls.append(site.tx_app.apply_async(site.add(argument, [])))
     assert len(site.sent) == 1
     assert site.tx_app.in_flight == 6
-    site.tx_app._pacer._budget = 60
+    pacer_of(site.tx_app)._budget = 60
     site.transport.turn()
-    bodies = [json.loads(each.message.body)[0] for each in site.transport.publisher.tasks()]
+    bodies = [json.loads(each.message.body)[0] for each in site.transport.written.tasks()]
     assert bodies == [[[number], []] for number in range(3) for _ in range(2)]
     assert [task_id for _name, task_id in site.sent] == [call.task_id for call in calls]
 
@@ -223,8 +223,8 @@ def test_published_waits_for_every_message(site):
     """A group counts as published once the broker has all of its messages."""
     call = site.tx_app.apply_async(group(site.add(number, 1) for number in range(3)))
     published = outcomes_of(call.published)
-    assert [publication.message.mandatory for publication in site.transport.publisher.tasks()] == [True] * 3
-    for publication in site.transport.publisher.tasks():
+    assert [publication.message.mandatory for publication in site.transport.written.tasks()] == [True] * 3
+    for publication in site.transport.written.tasks():
         assert not published
         publication.confirm()
     assert published == [None]
@@ -234,7 +234,7 @@ def test_published_waits_for_every_message(site):
 def test_one_message_that_is_refused_fails_the_call_and_is_named(site):
     """The error says which task it was; messages that have not left are taken back."""
     call = site.tx_app.apply_async(group(site.add(number, 1) for number in range(3)))
-    first, second, third = site.transport.publisher.tasks()
+    first, second, third = site.transport.written.tasks()
     third.sent = False
     first.confirm()
     second.fail(PublishRejected("not today"))
@@ -242,14 +242,14 @@ def test_one_message_that_is_refused_fails_the_call_and_is_named(site):
     assert str(error) == f"c.add [{second.message.task_id}]: not today"
     assert not third.open
     assert site.tx_app.in_flight == 0
-    assert not site.transport.results.watched
+    assert not site.transport.replies.watched
 
 
 def test_nothing_is_published_before_results_are_watched(site):
     """All the tasks of a chain are watched first; when that fails, nothing is sent."""
-    site.transport.results.ready = False
+    site.transport.replies.ready = False
     call = site.tx_app.apply_async(site.add(1, 1) | site.add(2))
-    waiting = list(site.transport.results.waiting.values())
+    waiting = list(site.transport.replies.waiting.values())
     assert len(waiting) == 2
     waiting[0].callback(None)
     assert not site.sent
@@ -261,11 +261,11 @@ def test_nothing_is_published_before_results_are_watched(site):
 
 def test_task_sent_events_are_published_along(monkeypatch):
     """Each event follows its task; one that is lost does not fail the call."""
-    site = Site(monkeypatch, task_send_sent_event=True)
+    site = Site(task_send_sent_event=True)
     call = site.tx_app.apply_async(group(site.add(1, 1), site.add(2, 2)))
-    ids = [publication.message.task_id for publication in site.transport.publisher.publications]
+    ids = [publication.message.task_id for publication in site.transport.written.publications]
     assert [task_id is None for task_id in ids] == [False, True, False, True]
-    site.transport.publisher.publications[1].fail(PublishRejected("no events"))
+    site.transport.written.publications[1].fail(PublishRejected("no events"))
     published = outcomes_of(call.published)
     site.confirm()
     assert published == [None]
@@ -274,7 +274,7 @@ def test_task_sent_events_are_published_along(monkeypatch):
 def test_retry_allows_every_message_to_be_sent_again(site):
     """``retry=True`` is that of ``send_task``."""
     site.tx_app.apply_async(group(site.add(1, 1), site.add(2, 2)), retry=True)
-    assert all(publication.message.resend for publication in site.transport.publisher.tasks())
+    assert all(publication.message.resend for publication in site.transport.written.tasks())
 
 
 # Chords
@@ -294,7 +294,7 @@ def test_chords_over_rpc_are_refused_with_celerys_words(site):
 
 def test_a_chord_is_published_once_the_backend_is_prepared(monkeypatch):
     """Redis is told the chord's size before its header goes out."""
-    site = Site(monkeypatch, "redis://127.0.0.1:1")
+    site = Site("redis://127.0.0.1:1")
     call = site.tx_app.apply_async(chord([site.add(1, 1), site.add(2, 2)], site.task("total").s()))
     assert [preparation.method for preparation in site.store.prepared] == ["apply_chord", "set_chord_size"]
     assert site.store.prepared[1].args == (call.parent.id, 2)
@@ -306,7 +306,7 @@ def test_a_chord_is_published_once_the_backend_is_prepared(monkeypatch):
 
 def test_a_chord_whose_backend_fails_is_not_published(monkeypatch):
     """The call fails as the backend did."""
-    site = Site(monkeypatch, "redis://127.0.0.1:1")
+    site = Site("redis://127.0.0.1:1")
     call = site.tx_app.apply_async(chord([site.add(1, 1)], site.task("total").s()))
     site.store.answers[0].errback(ResultBackendUnavailable("gone"))
     error_of(call, ResultBackendUnavailable)
@@ -316,7 +316,7 @@ def test_a_chord_whose_backend_fails_is_not_published(monkeypatch):
 
 def test_backends_without_chords_get_celerys_unlocking_task(monkeypatch):
     """It is published ahead of the header, and needs no preparation."""
-    site = Site(monkeypatch, "db+sqlite://")
+    site = Site("db+sqlite://")
     site.tx_app.apply_async(chord([site.add(1, 1), site.add(2, 2)], site.task("total").s()))
     assert [name for name, _id in site.sent] == ["celery.chord_unlock", "c.add", "c.add"]
     assert not site.store.prepared
@@ -338,7 +338,7 @@ def test_a_chain_fires_with_its_last_value(site):
     assert outcomes_of(call.parent.get()) == [2]
     assert call.meta["result"] == 4
     assert site.tx_app.in_flight == 0
-    assert not site.transport.results.watched
+    assert not site.transport.replies.watched
 
 
 def test_a_chain_fails_with_its_first_failure(site):
@@ -370,7 +370,7 @@ def test_a_group_fails_with_the_failure_that_comes_first(site):
 
 def test_a_chord_in_a_group_fails_with_what_its_body_is_given(monkeypatch):
     """As with Celery's native join, which looks at the members; a chord alone fails as its header does."""
-    site = Site(monkeypatch, "redis://127.0.0.1:1")
+    site = Site("redis://127.0.0.1:1")
     one = chord([site.add(1, 1), site.add(2, 2)], site.task("total").s())
     call, alone = (site.tx_app.apply_async(canvas) for canvas in (group(one, site.add(3, 3)), one))
     for answer in site.store.answers:
@@ -386,7 +386,7 @@ def test_a_chord_in_a_group_fails_with_what_its_body_is_given(monkeypatch):
 
 def test_a_group_is_joined_in_order_where_celery_does_so(monkeypatch):
     """Without a native join, the first member's failure counts, whenever it comes."""
-    site = Site(monkeypatch, "db+sqlite://")
+    site = Site("db+sqlite://")
     call = site.tx_app.apply_async(group(site.add(number, 1) for number in range(2)))
     first, second = (member.id for member in call.results)
     site.reply(second, KeyError("second"))
@@ -401,7 +401,7 @@ def test_updates_of_the_tasks_that_make_up_the_result_are_passed_on(site):
     call = site.tx_app.apply_async(group(site.add(1, 1), site.add(2, 2)))
     call.on_update(lambda state, meta: seen.append((state, meta)))
     for member in call.results:
-        site.transport.results.reply(member.id, "PROGRESS", member.id)
+        site.transport.replies.reply(member.id, "PROGRESS", member.id)
     assert seen == [("PROGRESS", member.id) for member in call.results]
 
 
@@ -421,7 +421,7 @@ def test_members_that_keep_their_result_to_themselves_count_as_none(site):
 
 def test_without_a_result_backend(site):
     """The call fails once everything was sent."""
-    site.transport.results.available = False
+    site.transport.replies.available = False
     call = site.tx_app.apply_async(group(site.add(1, 1), site.add(1, 1)))
     assert not call.called
     site.confirm()
@@ -440,15 +440,15 @@ def test_a_signature_may_be_frozen_in_another_thread(site):
     site.tx_app.apply_async(signature)
     site.tx_app.apply_async(site.add(1, 1).set(task_id="1", reply_to="a-queue"))
     site.tx_app.apply_async(site.add(1, 1).set(task_id="2", reply_to=str(uuid.uuid4())))
-    frozen, *named = (one.message.properties["reply_to"] for one in site.transport.publisher.tasks())
-    assert frozen == site.transport.results.reply_to
+    frozen, *named = (one.message.properties["reply_to"] for one in site.transport.written.tasks())
+    assert frozen == site.transport.replies.reply_to
     assert named[0] == "a-queue"
     assert uuid.UUID(named[1]).version == 4
 
 
 def test_an_eager_application_answers_at_once(monkeypatch):
     """With ``task_always_eager`` tasks run where they are called, as with Celery's own client."""
-    site = Site(monkeypatch, task_always_eager=True)
+    site = Site(task_always_eager=True)
     assert outcomes_of(site.tx_app.apply_async(site.add(1, 1) | site.add(2))) == [4]
     assert outcomes_of(site.tx_app.apply_async(group(site.add(1, 1), site.add(2, 2)))) == [[2, 4]]
     assert outcomes_of(site.tx_app.task(site.task("add")).delay(1, 1)) == [2]
@@ -459,7 +459,7 @@ def test_an_eager_application_answers_at_once(monkeypatch):
 
 def test_what_eager_tasks_raise_is_passed_on_as_it_is(monkeypatch):
     """With ``task_eager_propagates`` Celery raises it from ``apply_async``; here the call fails with it."""
-    site = Site(monkeypatch, task_always_eager=True, task_eager_propagates=True)
+    site = Site(task_always_eager=True, task_eager_propagates=True)
     fail = site.task("fail")
     for call in (
         site.tx_app.apply_async(fail.s("boo")),
@@ -474,7 +474,7 @@ def test_what_eager_tasks_raise_is_passed_on_as_it_is(monkeypatch):
 @pytest.mark.parametrize("propagates", [False, True])
 def test_an_eager_task_that_exits_ends_its_call_alone(monkeypatch, propagates):
     """Not the reactor, also where the task waits for its turn."""
-    site = Site(monkeypatch, task_always_eager=True, task_eager_propagates=propagates)
+    site = Site(task_always_eager=True, task_eager_propagates=propagates)
     error_of(site.tx_app.apply_async(site.task("leave").s()), SystemExit)
     error_of(site.tx_app.apply_async(site.task("leave").si() | site.add(1, 1)), SystemExit)
     monkeypatch.setattr("twistedcelery.calls.pacing.Pacer.has_room", lambda _: False)
@@ -487,7 +487,7 @@ def test_an_eager_task_that_exits_ends_its_call_alone(monkeypatch, propagates):
 @pytest.mark.parametrize("error", ["a wish to be ignored", "a rejection"])
 def test_eager_tasks_without_an_outcome_give_none(monkeypatch, error):
     """As ``get()`` of Celery's eager results."""
-    site = Site(monkeypatch, task_always_eager=True)
+    site = Site(task_always_eager=True)
     assert outcomes_of(site.tx_app.apply_async(site.task("raising").s(error))) == [None]
 
 
@@ -510,21 +510,21 @@ def test_cancelling_revokes_every_task_of_a_canvas(site):
 def test_cancelling_before_anything_has_left_sends_nothing(site):
     """Messages are taken back, and there is nothing to revoke."""
     call = site.tx_app.apply_async(group(site.add(1, 1), site.add(2, 2)))
-    for publication in site.transport.publisher.tasks():
+    for publication in site.transport.written.tasks():
         publication.sent = False
     call.cancel()
     error_of(call, CallCancelled)
-    assert not any(publication.open for publication in site.transport.publisher.tasks())
+    assert not any(publication.open for publication in site.transport.written.tasks())
     assert not site.revoked()
 
 
 def test_cancelling_while_results_are_not_watched_yet(site):
     """Nothing is published later."""
-    site.transport.results.ready = False
+    site.transport.replies.ready = False
     call = site.tx_app.apply_async(site.add(1, 1) | site.add(2))
     call.cancel()
     error_of(call, CallCancelled)
-    for waiter in site.transport.results.waiting.values():
+    for waiter in site.transport.replies.waiting.values():
         waiter.callback(None)
     assert not site.sent
 
@@ -540,7 +540,7 @@ def test_revoking_a_canvas_goes_on_waiting(site):
 def test_disconnecting_ends_canvases(site):
     """Those on their way, and those that wait for their turn."""
     calls = [site.tx_app.apply_async(group(site.add(1, 1), site.add(2, 2)))]
-    site.tx_app._pacer._budget = 0
+    pacer_of(site.tx_app)._budget = 0
     calls += [site.tx_app.task(site.task("add")).delay(1, 1) for _ in range(3)]
     site.tx_app.disconnect()
     for call in calls:
@@ -560,7 +560,7 @@ def test_a_call_that_nobody_holds_is_freed_when_it_has_ended(site, logged_errors
         site.confirm()
         freed = weakref.ref(call)
         del call
-        site.transport.publisher.publications.clear()
+        site.transport.written.publications.clear()
         site.reply(ids[0], ValueError("unheard"))
         assert freed() is None
     finally:
@@ -582,7 +582,7 @@ def test_a_task_has_its_execution_options(site):
     """Those of the task, those of the call, and a task id of the caller's."""
     task = site.tx_app.task(site.task("quiet"))
     call = task.apply_async((1,), task_id="mine", priority=3)
-    (publication,) = site.transport.publisher.tasks()
+    (publication,) = site.transport.written.tasks()
     assert publication.message.headers["ignore_result"] is True
     assert publication.message.properties["priority"] == 3
     assert publication.message.task_id == call.task_id == call.id == "mine"
@@ -627,7 +627,7 @@ def test_a_task_class_may_have_its_own_apply_async(site):
         """Nothing."""
 
     site.tx_app.task(loud).delay(1)
-    (publication,) = site.transport.publisher.tasks()
+    (publication,) = site.transport.written.tasks()
     assert json.loads(publication.message.body)[0] == [1, 5]
 
 
@@ -638,14 +638,14 @@ def test_waiting_by_id_and_giving_up(site):
     """A result by id fires with its task; a wait that is cancelled or out of time leaves nothing."""
     waiting = [site.tx_app.result("some-id").get() for _ in range(2)]
     late = site.tx_app.result("some-id").get(timeout=5)
-    assert site.transport.results.watched
+    assert site.transport.replies.watched
     site.transport.clock.advance(6)
     error_of(late, celery.exceptions.TimeoutError)
     waiting[0].cancel()
     error_of(waiting[0], CancelledError)
     site.reply("some-id", 7)
     assert outcomes_of(waiting[1]) == [7]
-    assert not site.tx_app._pending._calls
+    assert not site.tx_app._pending._waiting
     assert site.tx_app.in_flight == 0
 
 
@@ -657,13 +657,13 @@ def test_the_last_states_are_known_for_a_while(site):
     assert outcomes_of(site.tx_app.result("1499").get()) == [1499]
     assert outcomes_of(site.tx_app.result("0").state) == ["PENDING"]
     call = site.tx_app.apply_async(site.add(1, 1))
-    site.transport.results.reply(call.task_id, "PROGRESS", {"current": 1})
+    site.transport.replies.reply(call.task_id, "PROGRESS", {"current": 1})
     assert outcomes_of(site.tx_app.result(call.task_id).state) == ["PROGRESS"]
     assert outcomes_of(site.tx_app.result(call.task_id).info) == [{"current": 1}]
     site.reply(call.task_id, 2)
     assert outcomes_of(site.tx_app.result(call.task_id).result) == [2]
     task_id = call.task_id
     del call
-    site.transport.publisher.publications.clear()
+    site.transport.written.publications.clear()
     gc.collect()
     assert outcomes_of(site.tx_app.result(task_id).state) == ["PENDING"]

@@ -15,7 +15,7 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from zope.interface import directlyProvides
 
-from tests.support.transport import FakePublisher, FakeTransport, bare_app
+from tests.support.transport import FakePublisher, FakeTransport, bare_app, pacer_of
 from twistedcelery import TaskDeferred, TwistedCelery
 from twistedcelery.errors import (
     BrokerUnavailable,
@@ -51,7 +51,7 @@ def revoked_ids(transport: FakeTransport) -> list[str]:
     """The task ids of all revoke commands that were published."""
     return [
         task_id
-        for publication in transport.publisher.publications
+        for publication in transport.written.publications
         if publication.message.task_id is None and publication.message.exchange.endswith("pidbox")
         for task_id in json.loads(publication.message.body)["arguments"]["task_id"]
     ]
@@ -89,8 +89,8 @@ def test_a_call_goes_out_and_its_result_comes_back(transport):
     tx_app = transport.client()
     call = tx_app.send_task("tasks.add", args=(2, 3), kwargs={"z": 4})
     assert isinstance(call, TaskDeferred)
-    (publication,) = transport.publisher.publications
-    assert transport.results.watched == [call.task_id]
+    (publication,) = transport.written.publications
+    assert transport.replies.watched == [call.task_id]
     assert publication.message.task_id == call.task_id
     assert publication.message.properties["reply_to"] == "replies"
     assert json.loads(publication.message.body)[:2] == [[2, 3], {"z": 4}]
@@ -98,22 +98,22 @@ def test_a_call_goes_out_and_its_result_comes_back(transport):
     assert tx_app.in_flight == 1
     publication.confirm()
     assert (published, outcomes) == ([None], [])
-    transport.results.reply(call.task_id, "SUCCESS", 5)
+    transport.replies.reply(call.task_id, "SUCCESS", 5)
     assert outcomes == [5]
     assert tx_app.in_flight == 0
-    assert transport.results.watched == []
+    assert transport.replies.watched == []
 
 
 def test_one_transport_serves_all_calls(transport):
     """Making a client prepares its transport, which is used from the first call on."""
     tx_app = transport.client()
     assert transport.chosen == 1
-    assert transport.publisher.publications == []
+    assert transport.written.publications == []
     tx_app.send_task("tasks.add")
     tx_app.send_task("tasks.add")
     assert transport.chosen == 1
     assert tx_app.connected
-    transport.results.connected = False
+    transport.replies.connected = False
     assert not tx_app.connected
 
 
@@ -121,12 +121,12 @@ def test_an_application_that_is_configured_later(transport):
     """Settings that change between the client's making and its first call count; later ones do not."""
     app = bare_app()
     tx_app = transport.client(app)
-    unused, transport.publisher = transport.publisher, FakePublisher()
+    unused, transport.written = transport.written, FakePublisher()
     for broker in ("amqp://elsewhere//", "amqp://nowhere//"):
         app.conf.broker_url = broker
         tx_app.send_task("tasks.add")
     assert (unused.closed, unused.publications) == (1, [])
-    assert (transport.publisher.closed, len(transport.publisher.publications)) == (0, 2)
+    assert (transport.written.closed, len(transport.written.publications)) == (0, 2)
     assert transport.chosen == 2
 
 
@@ -134,13 +134,13 @@ def test_a_chosen_task_id_is_used(transport):
     """``task_id`` is the call's."""
     call = transport.client().send_task("tasks.add", task_id="mine")
     assert call.task_id == "mine"
-    assert transport.publisher.last.message.task_id == "mine"
+    assert transport.written.last.message.task_id == "mine"
 
 
 def test_options_may_be_positional(transport):
     """What follows ``name, args, kwargs`` is named in Celery's order: ``countdown`` comes first."""
     transport.client().send_task("tasks.add", (1, 2), None, 30)
-    assert transport.publisher.last.message.headers["eta"] is not None
+    assert transport.written.last.message.headers["eta"] is not None
 
 
 def test_a_reply_may_overtake_the_confirmation(transport):
@@ -148,12 +148,12 @@ def test_a_reply_may_overtake_the_confirmation(transport):
     tx_app = transport.client()
     for settle in ("confirm", "lose"):
         call = tx_app.send_task("tasks.add")
-        transport.results.reply(call.task_id, "SUCCESS", 1)
+        transport.replies.reply(call.task_id, "SUCCESS", 1)
         assert outcomes_of(call.published) == [None]
         if settle == "confirm":
-            transport.publisher.last.confirm()
+            transport.written.last.confirm()
         else:
-            transport.publisher.last.fail(PublishUnconfirmed("lost"))
+            transport.written.last.fail(PublishUnconfirmed("lost"))
         assert outcomes_of(call) == [1]
     transport.turn()
     assert revoked_ids(transport) == []
@@ -165,7 +165,7 @@ def test_updates_reach_their_call(transport):
     heard: list[Any] = []
     call = tx_app.send_task("tasks.add").on_update(lambda *update: heard.append(update))
     tx_app.send_task("tasks.add").on_update(lambda *update: heard.append("other"))
-    transport.results.reply(call.task_id, "PROGRESS", {"current": 1})
+    transport.replies.reply(call.task_id, "PROGRESS", {"current": 1})
     assert heard == [("PROGRESS", {"current": 1})]
 
 
@@ -175,17 +175,17 @@ def test_a_message_that_does_not_get_out_fails_its_call(transport):
     call = tx_app.send_task("tasks.add")
     published = outcomes_of(call.published)
     error = PublishRejected("no")
-    transport.publisher.last.fail(error)
+    transport.written.last.fail(error)
     assert error_of(call, PublishRejected) is error
     assert published == [error]
     assert tx_app.in_flight == 0
-    assert transport.results.watched == []
+    assert transport.replies.watched == []
 
 
 def test_a_publisher_that_refuses_at_once(transport):
     """A message that the publisher does not even take fails its call, and no event is sent for it."""
     tx_app = transport.client(bare_app(task_send_sent_event=True))
-    transport.publisher.refusal = lambda: BrokerUnavailable("full")
+    transport.written.refusal = lambda: BrokerUnavailable("full")
     error_of(tx_app.send_task("tasks.add"), BrokerUnavailable)
     assert tx_app.in_flight == 0
 
@@ -194,9 +194,9 @@ def test_an_unreadable_reply_fails_its_call_alone(transport):
     """A reply that cannot be read ends the call it is for; its task is not revoked for it."""
     tx_app = transport.client()
     call, other = tx_app.send_task("tasks.add"), tx_app.send_task("tasks.add")
-    for publication in transport.publisher.publications:
+    for publication in transport.written.publications:
         publication.confirm()
-    transport.results.fail(call.task_id, ReplyUndecodable("no"))
+    transport.replies.fail(call.task_id, ReplyUndecodable("no"))
     error_of(call, ReplyUndecodable)
     assert not other.called
     transport.turn()
@@ -220,9 +220,9 @@ def test_bad_input_fails_the_deferred(transport, arguments, options, error):
     error_of(call, error)
     assert type(published[0]) is error
     assert tx_app.in_flight == 0
-    assert transport.publisher.publications == []
+    assert transport.written.publications == []
     tx_app.send_task("tasks.add", args=(1,))
-    assert json.loads(transport.publisher.last.message.body)[0] == [1]
+    assert json.loads(transport.written.last.message.body)[0] == [1]
 
 
 def test_too_many_positional_options(transport):
@@ -248,19 +248,19 @@ def test_ignore_result_ends_with_publication(transport):
     tx_app = transport.client()
     call = tx_app.send_task("tasks.add", ignore_result=True)
     outcomes = outcomes_of(call)
-    assert (outcomes, transport.results.watched) == ([], [])
-    transport.publisher.last.confirm()
+    assert (outcomes, transport.replies.watched) == ([], [])
+    transport.written.last.confirm()
     assert outcomes == [None]
     assert tx_app.in_flight == 0
 
 
 def test_no_result_backend(transport):
     """Without a result backend the task is sent and published, and the call says why no result comes."""
-    transport.results.available = False
+    transport.replies.available = False
     tx_app = transport.client()
     call = tx_app.send_task("tasks.add")
     published = outcomes_of(call.published)
-    transport.publisher.last.confirm()
+    transport.written.last.confirm()
     assert published == [None]
     assert "result_backend" in str(error_of(call, NoResultBackend))
     assert tx_app.in_flight == 0
@@ -269,11 +269,11 @@ def test_no_result_backend(transport):
 @pytest.mark.parametrize("without", ["result", "backend"])
 def test_cancel_inside_published_of_a_call_without_result(transport, without):
     """Cancelling as the broker takes the task revokes it, and the call was cancelled."""
-    transport.results.available = without != "backend"
+    transport.replies.available = without != "backend"
     tx_app = transport.client()
     call = tx_app.send_task("tasks.add", ignore_result=without == "result")
     call.published.addCallback(lambda _: call.cancel())
-    transport.publisher.last.confirm()
+    transport.written.last.confirm()
     error_of(call, CallCancelled)
     transport.turn()
     assert revoked_ids(transport) == [call.task_id]
@@ -284,15 +284,15 @@ def test_cancel_inside_published_of_a_call_without_result(transport, without):
 
 def test_a_task_is_published_when_its_results_can_be_received(transport):
     """Nothing is sent before the result source is ready, and the time it took counts."""
-    transport.results.ready = False
+    transport.replies.ready = False
     tx_app = transport.client(publish_timeout=10)
     call = tx_app.send_task("tasks.add")
-    assert transport.publisher.publications == []
+    assert transport.written.publications == []
     transport.clock.advance(4)
-    transport.results.waiting[call.task_id].callback(None)
-    assert transport.publisher.last.message.confirm_timeout == 6
-    transport.publisher.last.confirm()
-    transport.results.reply(call.task_id, "SUCCESS", 1)
+    transport.replies.waiting[call.task_id].callback(None)
+    assert transport.written.last.message.confirm_timeout == 6
+    transport.written.last.confirm()
+    transport.replies.reply(call.task_id, "SUCCESS", 1)
     assert outcomes_of(call) == [1]
     transport.turn()
     assert transport.clock.getDelayedCalls() == []
@@ -300,19 +300,19 @@ def test_a_task_is_published_when_its_results_can_be_received(transport):
 
 def test_tasks_that_waited_together_are_published_over_several_turns(transport):
     """Thousands of tasks may wait for one moment; publishing them does not hold up the reactor."""
-    transport.results.ready = False
+    transport.replies.ready = False
     tx_app = transport.client()
     calls = [tx_app.send_task("tasks.add") for _ in range(3)]
     transport.turn()
-    tx_app._pacer._budget = 0
+    pacer_of(tx_app)._budget = 0
     for call in calls:
-        transport.results.waiting[call.task_id].callback(None)
-    assert len(transport.publisher.publications) == 1
+        transport.replies.waiting[call.task_id].callback(None)
+    assert len(transport.written.publications) == 1
     calls[1].cancel()
     error_of(calls[1], CallCancelled)
-    tx_app._pacer._budget = 60
+    pacer_of(tx_app)._budget = 60
     transport.turn()
-    assert [each.message.task_id for each in transport.publisher.publications] == [
+    assert [each.message.task_id for each in transport.written.publications] == [
         calls[0].task_id,
         calls[2].task_id,
     ]
@@ -320,28 +320,28 @@ def test_tasks_that_waited_together_are_published_over_several_turns(transport):
 
 def test_a_result_source_that_is_never_ready(transport):
     """The call fails within its time with what the result source says it waited for; nothing is sent."""
-    transport.results.ready = False
+    transport.replies.ready = False
     tx_app = transport.client()
     call = tx_app.send_task("tasks.add", confirm_timeout=3)
-    waiting: Deferred[None] = transport.results.waiting[call.task_id]
+    waiting: Deferred[None] = transport.replies.waiting[call.task_id]
     waiting._canceller = lambda d: d.errback(BrokerUnavailable("no results"))
     outcomes = outcomes_of(call)
     transport.clock.advance(2.9)
     assert outcomes == []
     transport.clock.advance(0.1)
     assert str(outcomes[0]) == "no results"
-    assert transport.publisher.publications == []
+    assert transport.written.publications == []
     assert tx_app.in_flight == 0
 
 
 def test_the_event_follows_its_task(transport):
     """``task-sent`` goes out after the task, also when the task had to wait."""
-    transport.results.ready = False
+    transport.replies.ready = False
     tx_app = transport.client(bare_app(task_send_sent_event=True))
     call = tx_app.send_task("tasks.add")
-    assert transport.publisher.publications == []
-    transport.results.waiting[call.task_id].callback(None)
-    task, event = transport.publisher.publications
+    assert transport.written.publications == []
+    transport.replies.waiting[call.task_id].callback(None)
+    task, event = transport.written.publications
     assert task.message.task_id == call.task_id
     assert (event.message.exchange, event.message.mandatory) == ("celeryev", False)
 
@@ -350,7 +350,7 @@ def test_a_lost_event_costs_nothing(transport):
     """A ``task-sent`` event that cannot be published fails nobody."""
     tx_app = transport.client(bare_app(task_send_sent_event=True))
     call = tx_app.send_task("tasks.add")
-    transport.publisher.last.fail(PublishRejected("no monitor"))
+    transport.written.last.fail(PublishRejected("no monitor"))
     assert not call.called
 
 
@@ -361,24 +361,24 @@ def test_cancel_of_a_published_task_revokes_it(transport):
     """Cancelling a call whose task the broker has ends it at once and revokes the task."""
     tx_app = transport.client(terminate=True)
     call = tx_app.send_task("tasks.add")
-    transport.publisher.last.confirm()
+    transport.written.last.confirm()
     call.cancel()
     error_of(call, CallCancelled)
     assert tx_app.in_flight == 0
-    assert transport.results.watched == []
+    assert transport.replies.watched == []
     transport.turn()
     assert revoked_ids(transport) == [call.task_id]
-    assert json.loads(transport.publisher.last.message.body)["arguments"]["terminate"] is True
+    assert json.loads(transport.written.last.message.body)["arguments"]["terminate"] is True
 
 
 def test_cancel_before_the_message_left_revokes_nothing(transport):
     """A message that had not left is dropped; no worker hears of it."""
     tx_app = transport.client()
     call = tx_app.send_task("tasks.add")
-    transport.publisher.last.sent = False
+    transport.written.last.sent = False
     call.cancel()
     error_of(call, CallCancelled)
-    assert transport.publisher.publications[0].done.called
+    assert transport.written.publications[0].done.called
     transport.turn()
     assert revoked_ids(transport) == []
 
@@ -395,13 +395,13 @@ def test_cancel_of_a_message_on_its_way_revokes(transport):
 
 def test_cancel_while_waiting_for_the_result_source(transport):
     """A call that is cancelled before its task was published is never published."""
-    transport.results.ready = False
+    transport.replies.ready = False
     tx_app = transport.client()
     call = tx_app.send_task("tasks.add")
     call.cancel()
     error_of(call, CallCancelled)
-    transport.results.waiting[call.task_id].callback(None)
-    assert transport.publisher.publications == []
+    transport.replies.waiting[call.task_id].callback(None)
+    assert transport.written.publications == []
 
 
 def test_cancel_in_a_callback_of_published(transport):
@@ -409,7 +409,7 @@ def test_cancel_in_a_callback_of_published(transport):
     tx_app = transport.client()
     call = tx_app.send_task("tasks.add")
     call.published.addCallback(lambda _: call.cancel())
-    transport.publisher.last.confirm()
+    transport.written.last.confirm()
     error_of(call, CallCancelled)
     assert outcomes_of(call.published) == [None]
     transport.turn()
@@ -434,8 +434,8 @@ def test_cancelling_published_cancels_nothing_else(transport):
     published = call.published
     published.cancel()
     error_of(published, CancelledError)
-    transport.publisher.last.confirm()
-    transport.results.reply(call.task_id, "SUCCESS", 1)
+    transport.written.last.confirm()
+    transport.replies.reply(call.task_id, "SUCCESS", 1)
     assert outcomes_of(call) == [1]
 
 
@@ -443,13 +443,13 @@ def test_many_cancels_are_one_broadcast(transport):
     """Calls that are cancelled in one reactor turn cost one control message."""
     tx_app = transport.client()
     calls = [tx_app.send_task("tasks.add") for _ in range(5)]
-    for publication in transport.publisher.publications:
+    for publication in transport.written.publications:
         publication.confirm()
     for call in calls:
         call.cancel()
         error_of(call, CallCancelled)
     transport.turn()
-    assert len(transport.publisher.publications) == 6
+    assert len(transport.written.publications) == 6
     assert revoked_ids(transport) == [call.task_id for call in calls]
 
 
@@ -459,7 +459,7 @@ def test_a_revoke_that_is_lost_after_a_cancel_is_no_unhandled_error(transport):
     call.cancel()
     error_of(call, CallCancelled)
     transport.turn()
-    transport.publisher.last.fail(BrokerUnavailable("gone"))
+    transport.written.last.fail(BrokerUnavailable("gone"))
 
 
 def test_revoke_keeps_the_call_waiting(transport):
@@ -467,10 +467,10 @@ def test_revoke_keeps_the_call_waiting(transport):
     call = transport.client().send_task("tasks.add")
     revoked = outcomes_of(call.revoke(terminate=True, signal="SIGKILL"))
     transport.turn()
-    command = json.loads(transport.publisher.last.message.body)["arguments"]
+    command = json.loads(transport.written.last.message.body)["arguments"]
     assert (command["terminate"], command["signal"]) == (True, "SIGKILL")
     assert revoked == []
-    transport.publisher.last.confirm()
+    transport.written.last.confirm()
     assert revoked == [None]
     assert not call.called
 
@@ -484,7 +484,7 @@ def test_one_task_id_twice(transport):
     calls = [tx_app.send_task("tasks.add", task_id="same") for _ in range(2)]
     outcomes = [outcomes_of(call) for call in calls]
     assert tx_app.in_flight == 2
-    transport.results.reply("same", "SUCCESS", 1)
+    transport.replies.reply("same", "SUCCESS", 1)
     assert outcomes == [[1], [1]]
 
 
@@ -495,10 +495,10 @@ def test_one_task_id_again_inside_the_callback(transport):
     tx_app.send_task("tasks.add", task_id="same").addCallback(
         lambda _: again.append(tx_app.send_task("tasks.add", task_id="same"))
     )
-    transport.results.reply("same", "SUCCESS", 1)
+    transport.replies.reply("same", "SUCCESS", 1)
     assert not again[0].called
     assert tx_app.in_flight == 1
-    transport.results.reply("same", "SUCCESS", 2)
+    transport.replies.reply("same", "SUCCESS", 2)
     assert outcomes_of(again[0]) == [2]
 
 
@@ -508,17 +508,17 @@ def test_one_task_id_again_inside_the_callback(transport):
 def test_a_burst_is_spread_over_turns(transport):
     """Calls past the turn's budget are sent in later turns, in order, with the arguments of their time."""
     tx_app = transport.client()
-    tx_app._pacer._budget = 0
+    pacer_of(tx_app)._budget = 0
     first = tx_app.send_task("tasks.add", args=([1],))
     changed = [2]
     later = tx_app.send_task("tasks.add", args=(changed,), headers={"list": changed})
     changed.append("changed")
-    assert [each.message.task_id for each in transport.publisher.publications] == [first.task_id]
+    assert [each.message.task_id for each in transport.written.publications] == [first.task_id]
     assert tx_app.in_flight == 2
-    tx_app._pacer._budget = 60
+    pacer_of(tx_app)._budget = 60
     transport.turn()
     transport.turn()
-    message = transport.publisher.last.message
+    message = transport.written.last.message
     assert message.task_id == later.task_id
     assert json.loads(message.body)[0] == [[2]]
     assert message.headers["list"] == [2]
@@ -532,24 +532,24 @@ def test_arguments_that_cannot_be_copied_are_sent_at_once(transport):
             raise TypeError("no")
 
     tx_app = transport.client()
-    tx_app._pacer._budget = 0
+    pacer_of(tx_app)._budget = 0
     tx_app.send_task("tasks.add")
     call = tx_app.send_task("tasks.add", args=(Uncopyable(),))
-    assert transport.publisher.last.message.task_id == call.task_id
+    assert transport.written.last.message.task_id == call.task_id
 
 
 def test_a_call_that_is_cancelled_before_its_turn_is_not_sent(transport):
     """A queued call that is cancelled is never encoded."""
     tx_app = transport.client()
-    tx_app._pacer._budget = 0
+    pacer_of(tx_app)._budget = 0
     tx_app.send_task("tasks.add")
     call = tx_app.send_task("tasks.add")
     call.cancel()
     error_of(call, CallCancelled)
-    tx_app._pacer._budget = 60
+    pacer_of(tx_app)._budget = 60
     transport.turn()
     transport.turn()
-    assert len(transport.publisher.publications) == 1
+    assert len(transport.written.publications) == 1
     assert transport.clock.getDelayedCalls() == []
 
 
@@ -559,14 +559,14 @@ def test_a_call_that_is_cancelled_before_its_turn_is_not_sent(transport):
 def test_disconnect_ends_every_call(transport):
     """Every pending call fails with `Disconnected`, and both halves are closed once."""
     tx_app = transport.client()
-    tx_app._pacer._budget = 0
+    pacer_of(tx_app)._budget = 0
     calls = [tx_app.send_task("tasks.add") for _ in range(3)]
-    transport.publisher.last.confirm()
+    transport.written.last.confirm()
     outcomes = [outcomes_of(call) for call in calls]
     assert outcomes_of(tx_app.disconnect()) == [None]
     assert outcomes_of(tx_app.disconnect()) == [None]
     assert [type(each[0]) for each in outcomes] == [Disconnected] * 3
-    assert (transport.publisher.closed, transport.results.closed) == (1, 1)
+    assert (transport.written.closed, transport.replies.closed) == (1, 1)
     assert tx_app.in_flight == 0
     assert not tx_app.connected
     assert transport.clock.getDelayedCalls() == []
@@ -582,15 +582,15 @@ def test_everyone_who_disconnects_waits_for_the_end(transport):
     """Each ``disconnect()`` fires when both halves are closed, and may be cancelled alone."""
     tx_app = transport.client()
     tx_app.send_task("tasks.add").addErrback(lambda _: None)
-    transport.publisher.closing = Deferred()
-    transport.results.closing = Deferred()
+    transport.written.closing = Deferred()
+    transport.replies.closing = Deferred()
     first, given_up, third = tx_app.disconnect(), tx_app.disconnect(), tx_app.disconnect()
     given_up.cancel()
     error_of(given_up, CancelledError)
     outcomes = outcomes_of(first), outcomes_of(third)
-    transport.publisher.closing.callback(None)
+    transport.written.closing.callback(None)
     assert outcomes == ([], [])
-    transport.results.closing.callback(None)
+    transport.replies.closing.callback(None)
     assert outcomes == ([None], [None])
     assert outcomes_of(tx_app.disconnect()) == [None]
 
@@ -599,12 +599,12 @@ def test_a_half_that_cannot_be_closed(transport, logged_errors):
     """The other half is waited for all the same, and what went wrong is logged."""
     tx_app = transport.client()
     tx_app.send_task("tasks.add").addErrback(lambda _: None)
-    transport.publisher.closing = Deferred()
-    transport.results.closing = Deferred()
+    transport.written.closing = Deferred()
+    transport.replies.closing = Deferred()
     outcomes = outcomes_of(tx_app.disconnect())
-    transport.publisher.closing.errback(OSError("no"))
+    transport.written.closing.errback(OSError("no"))
     assert outcomes == []
-    transport.results.closing.callback(None)
+    transport.replies.closing.callback(None)
     assert outcomes == [None]
     assert len(logged_errors.flush(OSError)) == 1
 
@@ -618,7 +618,7 @@ def test_a_disconnected_client_sends_no_more(transport):
     transport.turn()
     assert type(revoked[0]) is Disconnected
     assert transport.chosen == 1
-    assert transport.publisher.publications == []
+    assert transport.written.publications == []
 
 
 def test_sending_inside_the_callback_of_a_call_that_disconnect_ends(transport):
@@ -629,10 +629,10 @@ def test_sending_inside_the_callback_of_a_call_that_disconnect_ends(transport):
         tx_app.send_task("tasks.add").addErrback(
             lambda _: again.extend(outcomes_of(tx_app.send_task("tasks.again")))
         )
-    sent = len(transport.publisher.publications)
+    sent = len(transport.written.publications)
     assert outcomes_of(tx_app.disconnect()) == [None]
     assert [type(outcome) for outcome in again] == [Disconnected] * 2
-    assert len(transport.publisher.publications) == sent
+    assert len(transport.written.publications) == sent
     assert transport.clock.getDelayedCalls() == []
 
 
@@ -641,11 +641,11 @@ def test_disconnecting_inside_the_callback_of_a_call_that_disconnect_ends(transp
     tx_app = transport.client()
     nested: list[list[Any]] = []
     tx_app.send_task("tasks.add").addErrback(lambda _: nested.append(outcomes_of(tx_app.disconnect())))
-    transport.results.closing = Deferred()
+    transport.replies.closing = Deferred()
     outcomes = outcomes_of(tx_app.disconnect())
     assert (outcomes, nested) == ([], [[]])
-    assert (transport.publisher.closed, transport.results.closed) == (1, 1)
-    transport.results.closing.callback(None)
+    assert (transport.written.closed, transport.replies.closed) == (1, 1)
+    transport.replies.closing.callback(None)
     assert (outcomes, nested) == ([None], [[None]])
 
 
@@ -657,7 +657,7 @@ def test_disconnecting_inside_the_callback_of_a_result(transport):
     other_outcomes = outcomes_of(other)
     call = tx_app.send_task("tasks.add")
     call.addCallback(lambda _: outcomes.append(outcomes_of(tx_app.disconnect())))
-    transport.results.reply(call.task_id, "SUCCESS", 1)
+    transport.replies.reply(call.task_id, "SUCCESS", 1)
     assert outcomes == [[None]]
     assert type(other_outcomes[0]) is Disconnected
 
@@ -667,7 +667,7 @@ def test_disconnecting_inside_the_callback_of_published(transport):
     tx_app = transport.client()
     call = tx_app.send_task("tasks.add", ignore_result=True)
     call.published.addCallback(lambda _: tx_app.disconnect())
-    transport.publisher.last.confirm()
+    transport.written.last.confirm()
     error_of(call, Disconnected)
 
 
@@ -675,14 +675,14 @@ def test_a_cancel_just_before_disconnect_still_revokes(transport):
     """The revokes of cancelled calls go out before the connection is closed."""
     tx_app = transport.client()
     call = tx_app.send_task("tasks.add")
-    transport.publisher.last.confirm()
+    transport.written.last.confirm()
     call.cancel()
     error_of(call, CallCancelled)
     outcomes = outcomes_of(tx_app.disconnect())
     assert revoked_ids(transport) == [call.task_id]
-    assert (outcomes, transport.publisher.closed) == ([], 0)
-    transport.publisher.last.confirm()
-    assert (outcomes, transport.publisher.closed) == ([None], 1)
+    assert (outcomes, transport.written.closed) == ([], 0)
+    transport.written.last.confirm()
+    assert (outcomes, transport.written.closed) == ([None], 1)
     assert transport.clock.getDelayedCalls() == []
 
 
@@ -694,8 +694,8 @@ def test_only_cancelled_calls_are_revoked(transport):
     error_of(cancelled, CallCancelled)
     tx_app.disconnect()
     error_of(kept, Disconnected)
-    transport.publisher.publications[1].fail(PublishUnconfirmed("lost"))
-    transport.publisher.last.confirm()
+    assert not transport.written.publications[1].open, "its confirmation was lost"
+    transport.written.last.confirm()
     transport.turn()
     assert revoked_ids(transport) == [cancelled.task_id]
 
@@ -719,12 +719,12 @@ def test_the_reactor_stops(transport):
     tx_app = transport.client(reactor=reactor)
     outcomes = outcomes_of(tx_app.send_task("tasks.add"))
     assert [trigger[:2] for trigger in reactor.triggers] == [("before", "shutdown")]
-    transport.publisher.closing = Deferred()
+    transport.written.closing = Deferred()
     (waited_for,) = reactor.shut_down()
     assert type(outcomes[0]) is Disconnected
     finished = outcomes_of(waited_for)
     assert finished == []
-    transport.publisher.closing.callback(None)
+    transport.written.closing.callback(None)
     assert finished == [None]
 
 
@@ -740,10 +740,10 @@ def test_the_reactor_stops_while_disconnecting(transport):
     reactor = ReactorWithTriggers()
     tx_app = transport.client(reactor=reactor)
     tx_app.send_task("tasks.add").addErrback(lambda _: None)
-    transport.publisher.closing = Deferred()
+    transport.written.closing = Deferred()
     outcomes = outcomes_of(tx_app.disconnect())
     finished = outcomes_of(reactor.shut_down()[0])
-    transport.publisher.closing.callback(None)
+    transport.written.closing.callback(None)
     assert (outcomes, finished) == ([None], [None])
 
 
@@ -767,17 +767,17 @@ def test_nothing_is_kept_of_a_call_that_ended(transport):
         call = tx_app.send_task("tasks.add", args=(end,)).addErrback(lambda _: None)
         freed.append(weakref.ref(call))
         if end != "rejected":
-            transport.publisher.last.confirm()
+            transport.written.last.confirm()
         if end == "reply":
-            transport.results.reply(call.task_id, "SUCCESS", 1)
+            transport.replies.reply(call.task_id, "SUCCESS", 1)
         elif end == "unreadable":
-            transport.results.fail(call.task_id, ReplyUndecodable("no"))
+            transport.replies.fail(call.task_id, ReplyUndecodable("no"))
         elif end == "rejected":
-            transport.publisher.last.fail(PublishRejected("no"))
+            transport.written.last.fail(PublishRejected("no"))
         else:
             call.cancel()
             transport.turn()
-            transport.publisher.last.confirm()
+            transport.written.last.confirm()
         del call
     gc.collect()
     assert [reference() for reference in freed] == [None] * 4

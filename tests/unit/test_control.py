@@ -10,6 +10,7 @@ from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.python.failure import Failure
 
 from tests.support.transport import bare_app
+from twistedcelery.encoding.replay import Replay
 from twistedcelery.errors import (
     BrokerAccessRefused,
     BrokerUnavailable,
@@ -20,7 +21,6 @@ from twistedcelery.errors import (
 )
 from twistedcelery.transports.interface import IncomingMessage
 from twistedcelery.workers.inbox import Inbox
-from twistedcelery.encoding.replay import Replay
 
 
 class FakeSubscriber:
@@ -54,7 +54,7 @@ class FakeSubscriber:
 @pytest.fixture
 def subscriber(transport, monkeypatch):
     made = FakeSubscriber()
-    monkeypatch.setattr("twistedcelery.workers.workers.choose_subscriber", lambda *_, **__: made)
+    transport.consumer = made
     return made
 
 
@@ -67,7 +67,7 @@ class Sent:
     """A command as a worker sees it."""
 
     def __init__(self, transport):
-        self.publication = transport.publisher.last
+        self.publication = transport.written.last
         self.body = json.loads(self.publication.message.body)
 
     def reply(self, subscriber, worker, answer, ticket=None):
@@ -102,10 +102,10 @@ def test_a_command_is_kombu_s_message(control, transport):
 def test_no_command_is_sent_before_its_replies_would_be_seen(control, transport, subscriber):
     """The reply queue comes first; it is kombu's, and one for all commands."""
     first, second = outcome(control.ping(limit=1)), outcome(control.inspect(limit=1).stats())
-    assert transport.publisher.publications == []
+    assert transport.written.publications == []
     subscriber.user.consuming()
     (queue,) = subscriber.queues
-    for publication in transport.publisher.publications:
+    for publication in transport.written.publications:
         body = json.loads(publication.message.body)
         assert body["reply_to"] == {"exchange": "reply.celery.pidbox", "routing_key": queue.routing_key}
         publication.confirm()
@@ -168,7 +168,7 @@ def test_a_refused_command_fails(control, transport, subscriber):
     """What the publisher fails with is what the call fails with."""
     ended = outcome(control.ping())
     subscriber.user.consuming()
-    transport.publisher.last.fail(PublishRejected("no"))
+    transport.written.last.fail(PublishRejected("no"))
     assert [type(error) for error in ended] == [PublishRejected]
     assert not transport.clock.getDelayedCalls()
 
@@ -178,9 +178,9 @@ def test_a_lost_connection_fails_what_waits_and_nothing_else(control, transport,
     ended, _ = asking(control, transport, subscriber)
     subscriber.user.interrupted(BrokerUnavailable("lost"))
     assert [type(error) for error in ended] == [RepliesLost]
-    count = len(transport.publisher.publications)
+    count = len(transport.written.publications)
     again = outcome(control.ping(limit=1))
-    assert len(transport.publisher.publications) == count
+    assert len(transport.written.publications) == count
     subscriber.user.consuming()
     Sent(transport).reply(subscriber, "a", {"ok": "pong"})
     assert again == [[{"a": {"ok": "pong"}}]]
@@ -217,13 +217,13 @@ def test_cancelling_stops_the_waiting(control, transport, subscriber):
     waiting.cancel()
     unconfirmed = control.ping()
     subscriber.user.consuming()
-    (publication,) = transport.publisher.publications
+    (publication,) = transport.written.publications
     publication.sent = False
     middle = outcome(unconfirmed)
     unconfirmed.cancel()
     assert not publication.open
     late = control.ping(timeout=None)
-    transport.publisher.last.confirm()
+    transport.written.last.confirm()
     end = outcome(late)
     late.cancel()
     assert [type(ended[0]) for ended in (early, middle, end)] == [CancelledError] * 3
@@ -236,7 +236,7 @@ def test_the_workers_clock_is_heard(transport, subscriber):
     _, sent = asking(control, transport, subscriber, limit=1)
     sent.reply(subscriber, "a", {"ok": "pong"})
     control.heartbeat()
-    assert transport.publisher.last.message.headers["clock"] > 100
+    assert transport.written.last.message.headers["clock"] > 100
 
 
 @pytest.mark.parametrize("headers", [{}, {"clock": "x", "ticket": ["y"]}, {"clock": None, "ticket": None}])

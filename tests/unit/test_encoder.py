@@ -13,9 +13,9 @@ from celery import signals
 from kombu import Exchange, Queue
 
 from tests.support.transport import bare_app
-from twistedcelery.encoding.encoder import EncodedTask, Encoder
+from twistedcelery.encoding.encoder import Encoder
+from twistedcelery.encoding.message import Encoded, OutgoingMessage
 from twistedcelery.errors import EncodeError, InvalidCall
-from twistedcelery.encoding.message import OutgoingMessage
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +51,7 @@ def encoder(reply_to: str | None = "replies", **settings: Any) -> Encoder:
     return Encoder(bare_app(**settings), reply_to)
 
 
-def encode(with_encoder: Encoder, name: str = "tasks.add", *args: Any, **options: Any) -> EncodedTask:
+def encode(with_encoder: Encoder, name: str = "tasks.add", *args: Any, **options: Any) -> Encoded:
     return with_encoder.task(name, args, None, "id-1", with_encoder.options((), options))
 
 
@@ -64,7 +64,7 @@ def body_of(message: OutgoingMessage) -> Any:
 
 def test_protocol_2():
     """A task message of protocol 2 is addressed, serialised and headed as Celery does it."""
-    message = encoder().task("tasks.add", (1, 2), {"z": 3}, "id-1", {}).message
+    message = encoder().task("tasks.add", (1, 2), {"z": 3}, "id-1", {}).messages[0]
     assert body_of(message) == [
         [1, 2],
         {"z": 3},
@@ -81,7 +81,7 @@ def test_protocol_2():
 
 def test_protocol_1():
     """A task message of protocol 1 has everything in its body."""
-    message = encode(encoder(task_protocol=1), "tasks.add", 1, 2).message
+    message = encode(encoder(task_protocol=1), "tasks.add", 1, 2).messages[0]
     body = body_of(message)
     assert (body["task"], body["id"], body["args"]) == ("tasks.add", "id-1", [1, 2])
     assert message.task_id == "id-1"
@@ -90,7 +90,7 @@ def test_protocol_1():
 
 def test_a_task_message_must_find_a_queue():
     """A task that reaches no queue is an error, and its queue is declared first."""
-    message = encode(encoder()).message
+    message = encode(encoder()).messages[0]
     assert message.mandatory
     assert [entity.name for entity in message.declare] == ["celery"]
 
@@ -100,7 +100,7 @@ def test_a_task_message_must_find_a_queue():
 )
 def test_only_retry_true_allows_sending_twice(options, resend):
     """Celery's ``task_publish_retry`` is on by default; only the caller's own word counts here."""
-    assert encode(encoder(task_publish_retry=True), **options).message.resend is resend
+    assert encode(encoder(task_publish_retry=True), **options).messages[0].resend is resend
 
 
 @pytest.mark.parametrize(
@@ -109,13 +109,13 @@ def test_only_retry_true_allows_sending_twice(options, resend):
 )
 def test_time_limits_of_kombu_limit_publishing(options, seconds):
     """Kombu's ``timeout`` and ``confirm_timeout`` become the message's limit."""
-    assert encode(encoder(), **options).message.confirm_timeout == seconds
+    assert encode(encoder(), **options).messages[0].confirm_timeout == seconds
 
 
 def test_no_reply_queue_of_our_own_is_celerys():
     """Without one the message names the reply queue that the application's own backend reads."""
     app = bare_app()
-    message = Encoder(app).task("tasks.add", (), {}, "id-1", {}).message
+    message = Encoder(app).task("tasks.add", (), {}, "id-1", {}).messages[0]
     assert message.properties["reply_to"] == app.thread_oid
 
 
@@ -127,8 +127,8 @@ def test_routes_and_queues_are_the_applications():
             task_queues=[queue], task_routes={"tasks.*": {"queue": "special", "routing_key": "special.add"}}
         )
     )
-    assert (encoded.message.exchange, encoded.message.routing_key) == ("special", "special.add")
-    assert [entity.name for entity in encoded.message.declare] == ["special"]
+    assert (encoded.messages[0].exchange, encoded.messages[0].routing_key) == ("special", "special.add")
+    assert [entity.name for entity in encoded.messages[0].declare] == ["special"]
 
 
 def test_execution_options_of_a_registered_task():
@@ -136,7 +136,7 @@ def test_execution_options_of_a_registered_task():
     app = bare_app()
     app.task(nothing, name="tasks.limited", time_limit=7, serializer="yaml")
     app.finalize()
-    message = encode(Encoder(app), "tasks.limited").message
+    message = encode(Encoder(app), "tasks.limited").messages[0]
     assert message.headers["timelimit"] == [7, None]
     assert message.properties["content_type"] == "application/x-yaml"
 
@@ -151,12 +151,12 @@ def test_looking_up_a_task_does_not_finalize_the_application():
 def test_the_event_is_no_part_of_the_call():
     """With ``task_send_sent_event`` there is an event as well, which need not find a queue."""
     encoded = encode(encoder(task_send_sent_event=True))
-    assert encoded.event is not None
-    assert encoded.event.exchange == "celeryev"
-    assert body_of(encoded.event)["type"] == "task-sent"
-    assert not encoded.event.mandatory
-    assert encoded.event.task_id is None
-    assert encode(encoder()).event is None
+    assert len(encoded.messages) == 2
+    assert encoded.messages[1].exchange == "celeryev"
+    assert body_of(encoded.messages[1])["type"] == "task-sent"
+    assert not encoded.messages[1].mandatory
+    assert encoded.messages[1].task_id is None
+    assert len(encode(encoder()).messages) == 1
 
 
 # ignore_result
@@ -167,7 +167,7 @@ def test_the_event_is_no_part_of_the_call():
 )
 def test_ignore_result_as_an_option(options, ignored):
     """The caller's word says whether the result is kept."""
-    assert encode(encoder(), **options).ignored is ignored
+    assert encode(encoder(), **options).ignored == ({"id-1"} if ignored else set())
 
 
 def test_ignore_result_of_a_registered_task():
@@ -226,7 +226,7 @@ def test_a_subclass_of_celery_is_obeyed():
             return super().send_task(f"prefix.{name}", *args, **options)
 
     app.__class__ = Stamping
-    assert encode(Encoder(app)).message.headers["task"] == "prefix.tasks.add"
+    assert encode(Encoder(app)).messages[0].headers["task"] == "prefix.tasks.add"
 
 
 def test_a_subclass_of_celery_that_sends_nothing():
@@ -248,14 +248,14 @@ def test_a_subclass_of_celery_that_sends_nothing():
 def test_handlers_of_before_task_publish_change_the_message(receiver):
     """Tracing libraries add headers in ``before_task_publish``."""
     receiver(signals.before_task_publish, lambda headers, **_: headers.update(trace="t"))
-    assert encode(encoder()).message.headers["trace"] == "t"
+    assert encode(encoder()).messages[0].headers["trace"] == "t"
 
 
 @pytest.mark.parametrize("signal", [signals.before_task_publish, signals.after_task_publish])
 def test_a_handler_may_send_another_task(receiver, signal):
     """A task sent by a signal's handler is another message, before or after this one."""
     own = encoder()
-    nested: list[EncodedTask] = []
+    nested: list[Encoded] = []
 
     def send_another(sender: str, **_: Any) -> None:
         if sender == "tasks.add":
@@ -263,9 +263,9 @@ def test_a_handler_may_send_another_task(receiver, signal):
 
     receiver(signal, send_another)
     encoded = encode(own)
-    assert encoded.message.headers["task"] == "tasks.add"
-    assert encoded.event is None
-    assert nested[0].message.headers["task"] == "tasks.audit"
+    assert encoded.messages[0].headers["task"] == "tasks.add"
+    assert len(encoded.messages) == 1
+    assert nested[0].messages[0].headers["task"] == "tasks.audit"
 
 
 # Bad input
@@ -312,9 +312,9 @@ def test_a_failure_leaves_nothing_for_the_next_call(monkeypatch):
         with pytest.raises(InvalidCall):
             own.task("tasks.first", (), None, "id-1", {})
     encoded = own.task("tasks.second", (), None, "id-2", {})
-    assert encoded.message.headers["task"] == "tasks.second"
-    assert encoded.event is not None
-    assert body_of(encoded.event)["uuid"] == "id-2"
+    assert encoded.messages[0].headers["task"] == "tasks.second"
+    assert len(encoded.messages) == 2
+    assert body_of(encoded.messages[1])["uuid"] == "id-2"
 
 
 # Naming options

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from twisted.internet.defer import succeed
 from twisted.python.failure import Failure
 
-from twistedcelery.calls.call import FINAL_STATES, TaskDeferred
+from tests.support.transport import FakeTransport
+from twistedcelery import TaskDeferred
 from twistedcelery.errors import CallCancelled, Disconnected, ReplyUndecodable
-from twistedcelery.results.pending import PendingCalls
+from twistedcelery.results.outcome import FINAL_STATES
 
 
 def meta(status: str, result: Any = None) -> dict[str, Any]:
@@ -18,19 +18,17 @@ def meta(status: str, result: Any = None) -> dict[str, Any]:
 
 
 class Waiting:
-    """Pending calls, and the ids that were forgotten."""
+    """Calls that wait, and the ids that were forgotten."""
 
     def __init__(self) -> None:
-        self.forgotten: list[str] = []
-        self.pending = PendingCalls(self.forgotten.append)
+        self.transport = FakeTransport()
+        self.client = self.transport.client()
+        self.pending = self.client._pending
+        self.forgotten = self.transport.replies.forgotten
         self.outcomes: dict[TaskDeferred, Any] = {}
 
     def call(self, task_id: str = "id-1") -> TaskDeferred:
-        call = TaskDeferred(
-            task_id, "tasks.add", lambda call: self.pending.discard(call) and None, lambda *_: succeed(None)
-        )
-        self.pending.add(call)
-        return call
+        return self.client.send_task("tasks.add", task_id=task_id)
 
     def hear(self, *calls: TaskDeferred) -> None:
         """Keep the outcomes of calls."""
@@ -56,7 +54,7 @@ def test_the_first_final_state_ends_a_call(waiting):
     waiting.pending.state_changed("id-1", meta("PROGRESS", "later"))
     assert waiting.value(call) == 1
     assert waiting.forgotten == ["id-1"]
-    assert len(waiting.pending) == 0
+    assert waiting.client.in_flight == 0
 
 
 @pytest.mark.parametrize("state", ["PENDING", "RECEIVED", "STARTED", "PROGRESS", "RETRY", "MADE_UP"])
@@ -67,7 +65,7 @@ def test_other_states_are_updates(waiting, state):
     call.on_update(lambda *update: heard.append(update))
     waiting.pending.state_changed("id-1", meta(state, "meta"))
     assert heard == [(state, "meta")]
-    assert len(waiting.pending) == 1
+    assert waiting.client.in_flight == 1
     assert not call.called
 
 
@@ -78,7 +76,7 @@ def test_final_states_end_a_call(waiting, state):
     waiting.hear(call)
     waiting.pending.state_changed("id-1", meta(state, ValueError("value")))
     assert call.called
-    assert len(waiting.pending) == 0
+    assert waiting.client.in_flight == 0
 
 
 def test_final_states_are_celerys():
@@ -100,7 +98,7 @@ def test_two_calls_with_one_id_both_get_the_result(waiting):
     """A task id used twice: one reply ends both calls, and the id is forgotten once."""
     first, second = waiting.call(), waiting.call()
     waiting.hear(first, second)
-    assert len(waiting.pending) == 2
+    assert waiting.client.in_flight == 2
     waiting.pending.state_changed("id-1", meta("SUCCESS", 1))
     assert waiting.value(first) == waiting.value(second) == 1
     assert waiting.forgotten == ["id-1"]
@@ -109,23 +107,27 @@ def test_two_calls_with_one_id_both_get_the_result(waiting):
 def test_discarding_one_of_two_keeps_the_id(waiting):
     """The id is forgotten when its last call is."""
     first, second = waiting.call(), waiting.call()
-    assert waiting.pending.discard(first)
+    waiting.pending.discard(first.dispatch)
     assert waiting.forgotten == []
-    assert waiting.pending.discard(second)
+    waiting.pending.discard(second.dispatch)
     assert waiting.forgotten == ["id-1"]
-    assert len(waiting.pending) == 0
+    waiting.pending.state_changed("id-1", meta("SUCCESS", 1))
+    assert not first.called
+    assert not second.called
 
 
 def test_discarding_a_stranger_is_ignored(waiting):
     """A call that does not wait, any more or at all, cannot be discarded."""
     call = waiting.call()
-    assert waiting.pending.discard(call)
-    assert not waiting.pending.discard(call)
+    waiting.pending.discard(call.dispatch)
+    waiting.pending.discard(call.dispatch)
     assert waiting.forgotten == ["id-1"]
     other = waiting.call()
-    assert not waiting.pending.discard(call)
-    assert not other.called
-    assert len(waiting.pending) == 1
+    waiting.pending.discard(call.dispatch)
+    waiting.hear(other)
+    waiting.pending.state_changed("id-1", meta("SUCCESS", 1))
+    assert waiting.value(other) == 1
+    assert not call.called
 
 
 def test_a_callback_may_cancel_the_other_call_of_its_id(waiting):
@@ -178,7 +180,7 @@ def test_fail_all_ends_every_call(waiting):
     assert [str(waiting.value(call)) for call in calls] == ["a", "a", "b"]
     assert len({id(waiting.value(call)) for call in calls}) == 3
     assert sorted(waiting.forgotten) == ["a", "b"]
-    assert len(waiting.pending) == 0
+    assert waiting.client.in_flight == 0
 
 
 def test_fail_all_while_callbacks_cancel(waiting):
@@ -197,4 +199,4 @@ def test_a_call_may_be_added_by_a_callback(waiting):
     call.addCallback(lambda _: again.append(waiting.call()))
     waiting.pending.state_changed("id-1", meta("SUCCESS", 1))
     assert not again[0].called
-    assert len(waiting.pending) == 1
+    assert waiting.client.in_flight == 1

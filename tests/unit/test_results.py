@@ -26,7 +26,7 @@ LEFT_OUT = {
 
 @pytest.fixture
 def site(monkeypatch):
-    return Site(monkeypatch)
+    return Site()
 
 
 @pytest.mark.parametrize(
@@ -40,10 +40,10 @@ def test_every_name_of_celerys_results_is_there(celerys, ours):
     assert {name for name in missing if name not in vars(result)} - LEFT_OUT.keys() == set()
 
 
-def site_with(monkeypatch: pytest.MonkeyPatch, backend: str) -> Site:
+def site_with(backend: str) -> Site:
     """A site whose backend has nothing to say but what the test replies."""
-    site = Site(monkeypatch, backend)
-    site.tx_app._wires.store = None
+    site = Site(backend)
+    site.tx_app._binding.bound.store = None
     return site
 
 
@@ -57,7 +57,7 @@ def started(site: Site) -> tuple[Any, list[str]]:
 
 def test_values_are_told_in_order_as_they_come(monkeypatch):
     """Without a native join Celery looks at one member after another; the list is not given once more."""
-    site = site_with(monkeypatch, "db+sqlite://")
+    site = site_with("db+sqlite://")
     result, ids = started(site)
     told: list[Any] = []
     outcomes = outcomes_of(result.get(callback=lambda *each: told.append(each)))
@@ -74,7 +74,7 @@ def test_values_are_told_in_order_as_they_come(monkeypatch):
 @pytest.mark.parametrize("backend", ["rpc://", "redis://127.0.0.1:1"])
 def test_values_are_told_as_they_come_from_a_backend_that_joins(backend, monkeypatch):
     """With a native join whichever member ends first is told first."""
-    site = site_with(monkeypatch, backend)
+    site = site_with(backend)
     result, ids = started(site)
     told: list[Any] = []
     result.get(callback=lambda *each: told.append(each))

@@ -11,20 +11,29 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
 from twistedcelery.errors import BrokerUnavailable
-from twistedcelery.calls.revoker import Revoker
+from twistedcelery.workers.revoker import Revoker
+
+
+class ListEncoder:
+    """As much of an `Encoder` as is used."""
+
+    def revoke(self, task_ids: Sequence[str], *, terminate: bool, signal: str) -> Any:
+        return list(task_ids), terminate, signal
 
 
 class Broadcasts:
-    """A revoker, and what it sent."""
+    """A revoker, and what it sent: its binding, its bound transport and its publisher."""
 
     def __init__(self) -> None:
         self.reactor = Clock()
         self.sent: list[tuple[list[str], bool, str]] = []
         self.answers: list[Deferred[None]] = []
-        self.revoker = Revoker(self.reactor, self._send)
+        self.bound = self.publisher = self
+        self.encoder = ListEncoder()
+        self.revoker = Revoker(self.reactor, self)
 
-    def _send(self, task_ids: Sequence[str], terminate: bool, signal: str) -> Deferred[None]:
-        self.sent.append((list(task_ids), terminate, signal))
+    def publish(self, message: Any) -> Deferred[None]:
+        self.sent.append(message)
         self.answers.append(Deferred())
         return self.answers[-1]
 

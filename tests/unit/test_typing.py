@@ -14,7 +14,7 @@ from celery.app import control as celery_control
 
 import twistedcelery
 from tests.support.process import ROOT
-from twistedcelery import commands, control
+from twistedcelery.workers import commands, control
 
 
 def test_a_user_s_program_has_the_right_types():

@@ -163,11 +163,7 @@ class TaskDeferred(Deferred[Any]):
         if self._publication is not False:
             return
         self._publication = outcome
-        if isinstance(outcome, Failure):
-            assert outcome.value is not None
-            self._published.fail(outcome.value)
-        else:
-            self._published.fire(None)
+        self._published.settle(outcome if isinstance(outcome, Failure) else None)
 
 
 class GroupDeferred(TaskDeferred):

@@ -147,7 +147,7 @@ def _backend(app: Celery) -> Any:
 
 def _broker_scheme(app: Celery, setting: str) -> str:
     """Which of kombu's transports serves a broker, as kombu decides it."""
-    url = app.conf[setting]
+    url = getattr(app.conf, setting)
     if not isinstance(url, str):
         # A failover list; kombu takes the transport of its first broker for all.
         url = next(iter(url or ()), None)
@@ -179,7 +179,7 @@ def _redis_serves(app: Celery, setting: str) -> bool:
     if setting == "result_backend":
         url, provider = _backend(app), app.conf.get("redis_backend_credential_provider")
     else:
-        url, provider = app.conf[setting], None
+        url, provider = getattr(app.conf, setting), None
     asks_for_more = provider or "credential_provider=" in str(url)
     return not asks_for_more and find_spec("txredisapi") is not None and find_spec("redis") is not None
 

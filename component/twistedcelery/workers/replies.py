@@ -81,9 +81,8 @@ class Replies:
             return succeed(None)
         if self._subscription is None:
             self._subscription = self._binding.use().subscriber.subscribe(self._queue, self)
-        waiter = self._waiters.wait(self._too_late)
-        # Its own error says more than Twisted's.
-        waiter.addTimeout(self._timeout, self._reactor, lambda failure, _: failure)  # type: ignore[arg-type]  # a zope interface
+        waiter = self._waiters.wait()
+        waiter.addTimeout(self._timeout, self._reactor, self._too_late)  # type: ignore[arg-type]  # a zope interface
         return waiter
 
     def collect(self, request: Request, published: Deferred[None]) -> Deferred[list[Any]]:
@@ -135,9 +134,9 @@ class Replies:
         self._waiters.fail(error)
         self._fail_collectors(lambda: renewed(error))
 
-    def _too_late(self) -> BrokerUnavailable:
+    def _too_late(self, _cancelled: Any, _seconds: float) -> Failure:
         why = self._reason or "it takes too long"
-        return BrokerUnavailable(f"no connection to receive workers' replies: {why}")
+        return Failure(BrokerUnavailable(f"no connection to receive workers' replies: {why}"))
 
     def _fail_collectors(self, make: Callable[[], TwistedCeleryError]) -> None:
         for collector in list(self._collectors.values()):

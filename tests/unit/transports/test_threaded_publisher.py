@@ -11,6 +11,7 @@ from twisted.internet.defer import CancelledError
 
 from tests.support.process import wait_until
 from tests.unit.transports.reactor import ThreadClock
+from twistedcelery.encoding.message import OutgoingMessage
 from twistedcelery.errors import (
     BrokerAccessRefused,
     BrokerUnavailable,
@@ -20,7 +21,6 @@ from twistedcelery.errors import (
     PublishRejected,
     PublishUnconfirmed,
 )
-from twistedcelery.encoding.message import OutgoingMessage
 from twistedcelery.transports.threads import sender as sender_module
 from twistedcelery.transports.threads.publisher import ThreadedPublisher
 from twistedcelery.transports.threads.thread import STOP_LIMIT

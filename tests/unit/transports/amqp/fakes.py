@@ -10,8 +10,8 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
-from twistedcelery.errors import BrokerUnavailable, PublishRejected
 from twistedcelery.encoding.message import OutgoingMessage
+from twistedcelery.errors import BrokerUnavailable, PublishRejected
 from twistedcelery.transports.amqp.declare import Declaration
 from twistedcelery.transports.connection import Connection, ConnectionUser
 

@@ -12,6 +12,7 @@ from kombu import Exchange, Queue
 from twisted.internet.defer import CancelledError, Deferred
 
 from tests.unit.transports.amqp.fakes import FakeChannel, FakeLink, Network, message, outcomes_of, refused
+from twistedcelery.encoding.message import OutgoingMessage
 from twistedcelery.errors import (
     BrokerAccessRefused,
     BrokerUnavailable,
@@ -22,7 +23,6 @@ from twistedcelery.errors import (
     PublishUnconfirmed,
     Unroutable,
 )
-from twistedcelery.encoding.message import OutgoingMessage
 from twistedcelery.transports.amqp.declarer import MAX_REMEMBERED
 from twistedcelery.transports.amqp.publisher import AmqpPublisher
 from twistedcelery.transports.connection import State

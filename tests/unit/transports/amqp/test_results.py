@@ -19,7 +19,6 @@ from twistedcelery.errors import (
     ReplyUndecodable,
     ResultError,
 )
-from twistedcelery.transports.decoding import ReplyDecoder
 from twistedcelery.transports.amqp.delivery import Delivery
 from twistedcelery.transports.amqp.results import (
     ACK_DELAY,
@@ -32,6 +31,7 @@ from twistedcelery.transports.amqp.results import (
     AmqpResults,
 )
 from twistedcelery.transports.connection import State
+from twistedcelery.transports.decoding import ReplyDecoder
 
 
 class Receiver:

@@ -11,14 +11,16 @@ from twisted.internet.task import Clock
 
 from tests.support.process import ROOT
 from twistedcelery.errors import ConfigurationError
-from twistedcelery.transports.registry import choose, choose_store, choose_subscriber
+from twistedcelery.transports import registry
+from twistedcelery.transports.interface import Setup, Transport
+from twistedcelery.transports.registry import find
 
 
 def chosen(transport="auto", **config):
     app = Celery(set_as_current=False)
     app.conf.update(config)
-    publisher, results = choose(app, Clock(), object(), publish_timeout=1, transport=transport)
-    return type(publisher).__name__, type(results).__name__
+    found, setup = find(app, transport), Setup(app, Clock(), 1)
+    return type(found.publisher(setup)).__name__, type(found.results(setup, object())).__name__
 
 
 @pytest.mark.parametrize(
@@ -101,7 +103,8 @@ def test_threads_can_be_asked_for():
 def test_the_store_is_chosen_as_results_are(backend, transport, expected):
     """Natively where results are, unless threads are asked for; nowhere where nothing is kept."""
     app = Celery(backend=backend, set_as_current=False)
-    assert type(choose_store(app, Clock(), timeout=1, transport=transport)).__name__ == expected
+    store = find(app, transport).store(Setup(app, Clock(), 1))
+    assert type(store).__name__ == expected
 
 
 @pytest.mark.parametrize(
@@ -120,7 +123,51 @@ def test_the_subscriber_is_chosen_by_where_is_read(broker, transport, expected):
     """Natively over AMQP and Redis, unless threads are asked for."""
     app = Celery(set_as_current=False)
     app.conf.update(broker)
-    assert type(choose_subscriber(app, Clock(), timeout=1, transport=transport)).__name__ == expected
+    subscriber = find(app, transport).subscriber(Setup(app, Clock(), 1))
+    assert type(subscriber).__name__ == expected
+
+
+class Own(Transport):
+    """A user's transport, as far as it is looked for."""
+
+    def publisher(self, setup):
+        return self
+
+    subscriber = store = publisher
+
+    def results(self, setup, receiver):
+        return receiver
+
+
+def test_an_object_is_the_transport():
+    """What is given as a transport serves everything, whatever the settings say."""
+    own = Own()
+    assert find(Celery(broker="amqp://", set_as_current=False), own) is own
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"broker_url": "own://h", "result_backend": "rpc://"}, ("Own", "object")),
+        ({"broker_url": "own://h", "result_backend": "redis://"}, ("Own", "RedisResults")),
+        ({"broker_url": "redis://h", "result_backend": "rpc://"}, ("RedisPublisher", "ThreadedResults")),
+        ({"broker_url": "amqp://h", "result_backend": "own+x://"}, ("AmqpPublisher", "object")),
+        (
+            {"broker_url": "own://refused", "result_backend": "rpc://"},
+            ("ThreadedPublisher", "ThreadedResults"),
+        ),
+    ],
+)
+def test_a_registered_transport_is_found_by_its_schemes(monkeypatch, config, expected):
+    """Brokers and result backends may be of different kinds, and ``rpc`` goes with the broker."""
+    monkeypatch.setattr(registry, "_registrations", list(registry._registrations))
+    registry.register(
+        Own,
+        brokers=["own"],
+        backends=["own", "rpc"],
+        serves=lambda app, setting: "refused" not in getattr(app.conf, setting),
+    )
+    assert chosen(**config) == expected
 
 
 def test_an_unknown_transport_is_refused():
@@ -139,9 +186,11 @@ import sys
 from celery import Celery
 from twisted.internet.task import Clock
 from twistedcelery import TwistedCelery
-from twistedcelery.transports.registry import choose
+from twistedcelery.transports.interface import Setup
+from twistedcelery.transports.registry import find
 app = Celery(broker={broker!r}, backend="rpc://")
-choose(app, Clock(), object(), publish_timeout=1)
+found, setup = find(app, "auto"), Setup(app, Clock(), 1)
+found.publisher(setup), found.results(setup, object()), found.store(setup)
 sys.exit({unwanted!r} in sys.modules)
 """
     path = f"{ROOT}:{ROOT}/component"
