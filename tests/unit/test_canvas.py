@@ -15,10 +15,10 @@ import pytest
 from celery import chain, chord, group
 from celery.canvas import Signature
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.python.failure import Failure
 
 from tests.real.canvas.cases import KEPT, PLAIN
 from tests.support.canvasapp import create_app
+from tests.support.outcomes import error_of, outcomes_of
 from tests.support.transport import FakeTransport, pacer_of
 from twistedcelery import GroupDeferred, TwistedCelery
 from twistedcelery.errors import (
@@ -95,21 +95,6 @@ class Site:
 @pytest.fixture
 def site(monkeypatch):
     return Site()
-
-
-def outcomes_of(deferred: Deferred[Any]) -> list[Any]:
-    """A list that the outcome is put into: the value, or the exception."""
-    outcomes: list[Any] = []
-    deferred.addBoth(
-        lambda outcome: outcomes.append(outcome.value if isinstance(outcome, Failure) else outcome)
-    )
-    return outcomes
-
-
-def error_of(deferred: Deferred[Any], expected: type[BaseException]) -> BaseException:
-    (outcome,) = outcomes_of(deferred)
-    assert isinstance(outcome, expected), outcome
-    return outcome
 
 
 # Encoding
@@ -573,7 +558,7 @@ def test_a_call_that_nobody_holds_is_freed_when_it_has_ended(site, logged_errors
 
 def test_a_tasks_signature_is_checked(site):
     """Arguments that the task does not take fail the call, as ``Task.apply_async`` raises."""
-    error_of(site.tx_app.task(site.task("add")).delay(1), TypeError)
+    error_of(site.tx_app.task(site.task("add")).delay(1), InvalidCall)
     error_of(site.tx_app.apply_async(site.add(1)), TypeError)
     assert not site.sent
 

@@ -12,9 +12,9 @@ from celery import Celery
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorCore
 from twisted.internet.task import Clock
-from twisted.python.failure import Failure
 from zope.interface import directlyProvides
 
+from tests.support.outcomes import error_of, outcomes_of
 from tests.support.transport import FakePublisher, FakeTransport, bare_app, pacer_of
 from twistedcelery import TaskDeferred, TwistedCelery
 from twistedcelery.errors import (
@@ -29,22 +29,6 @@ from twistedcelery.errors import (
     PublishUnconfirmed,
     ReplyUndecodable,
 )
-
-
-def outcomes_of(deferred: Deferred[Any]) -> list[Any]:
-    """A list that the outcome is put into: the value, or the exception."""
-    outcomes: list[Any] = []
-    deferred.addBoth(
-        lambda outcome: outcomes.append(outcome.value if isinstance(outcome, Failure) else outcome)
-    )
-    return outcomes
-
-
-def error_of(deferred: Deferred[Any], expected: type[BaseException]) -> BaseException:
-    """The error that a Deferred has failed with."""
-    (outcome,) = outcomes_of(deferred)
-    assert type(outcome) is expected, outcome
-    return outcome
 
 
 def revoked_ids(transport: FakeTransport) -> list[str]:
