@@ -559,7 +559,7 @@ def test_a_call_that_nobody_holds_is_freed_when_it_has_ended(site, logged_errors
 def test_a_tasks_signature_is_checked(site):
     """Arguments that the task does not take fail the call, as ``Task.apply_async`` raises."""
     error_of(site.tx_app.task(site.task("add")).delay(1), InvalidCall)
-    error_of(site.tx_app.apply_async(site.add(1)), TypeError)
+    error_of(site.tx_app.apply_async(site.add(1)), InvalidCall)
     assert not site.sent
 
 

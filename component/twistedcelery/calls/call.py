@@ -56,7 +56,7 @@ class TaskDeferred(Deferred[Any]):
         self._listeners: list[UpdateCallback] = []
         #: How its publication ended: ``True``, a `Failure`, or ``False`` where it has not.
         self._publication: Failure | bool = False
-        self._published: Waiters[None] = Waiters()
+        self._published: Waiters[None] | None = None
 
     @property
     def id(self) -> str:
@@ -83,6 +83,8 @@ class TaskDeferred(Deferred[Any]):
             return succeed(None)
         if isinstance(self._publication, Failure):
             return fail(self._publication)
+        if self._published is None:
+            self._published = Waiters()
         return self._published.wait()
 
     @property
@@ -163,7 +165,8 @@ class TaskDeferred(Deferred[Any]):
         if self._publication is not False:
             return
         self._publication = outcome
-        self._published.settle(outcome if isinstance(outcome, Failure) else None)
+        if self._published is not None:
+            self._published.settle(outcome if isinstance(outcome, Failure) else None)
 
 
 class GroupDeferred(TaskDeferred):

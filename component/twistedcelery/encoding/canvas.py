@@ -11,8 +11,8 @@ from celery.result import ResultSet
 
 from twistedcelery.encoding.app_view import bind_task, view_of
 from twistedcelery.encoding.chords import ChordBackend
+from twistedcelery.encoding.encoder import Recorder, translated
 from twistedcelery.encoding.message import Encoded
-from twistedcelery.encoding.recorder import Recorder, translated
 from twistedcelery.encoding.signatures import rebind
 from twistedcelery.errors import InvalidCall
 

@@ -1,9 +1,11 @@
-"""Who waits for which task."""
+"""Keeps who waits for which task, and the last states of tasks."""
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
+from weakref import WeakValueDictionary
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
@@ -11,12 +13,20 @@ from twisted.logger import Logger
 from twistedcelery._deferreds import all_done
 from twistedcelery.errors import ResultError, TwistedCeleryError
 from twistedcelery.results.outcome import FINAL_STATES
-from twistedcelery.results.state_cache import Holder, StateCache
 from twistedcelery.transports.interface import ResultSource
 
-__all__ = ["PendingResults", "Waiting"]
+__all__ = ["MAX_STATES", "PendingResults", "StateCache", "Waiting"]
 
 _log = Logger()
+
+#: How many tasks' states are kept that nobody else has.
+MAX_STATES = 1000
+
+
+class Holder(Protocol):
+    """Somebody who has a task's final state, such as the call that waited for it."""
+
+    meta: Mapping[str, Any] | None
 
 
 class Waiting(Protocol):
@@ -125,3 +135,40 @@ class PendingResults:
     def _forget(self, task_id: str) -> None:
         assert self.source is not None
         self.source.forget(task_id)
+
+
+class StateCache:
+    """The last state of tasks: of those heard of last, and of those whose call somebody holds.
+
+    A result over ``rpc://`` is a message: once it was delivered, nobody else has it. Results may
+    be large, so those that were delivered to a call live as long as the call.
+
+    :param limit: how many of the others are kept; the one heard of first is forgotten first
+    """
+
+    def __init__(self, limit: int = MAX_STATES) -> None:
+        self._limit = limit
+        self._states: OrderedDict[str, Mapping[str, Any]] = OrderedDict()
+        self._holders: WeakValueDictionary[str, Holder] = WeakValueDictionary()
+
+    def note(self, task_id: str, meta: Mapping[str, Any]) -> None:
+        """Keep a state."""
+        self._states[task_id] = meta
+        self._states.move_to_end(task_id)
+        while len(self._states) > self._limit:
+            self._states.popitem(last=False)
+
+    def delivered(self, task_id: str, holder: Holder) -> None:
+        """Somebody has the final state."""
+        self._states.pop(task_id, None)
+        self._holders[task_id] = holder
+
+    def get(self, task_id: str) -> Mapping[str, Any] | None:
+        """The last state of a task, if it is known."""
+        holder = self._holders.get(task_id)
+        return self._states.get(task_id) if holder is None else holder.meta
+
+    def forget(self, task_id: str) -> None:
+        """Know it no longer."""
+        self._states.pop(task_id, None)
+        self._holders.pop(task_id, None)

@@ -23,8 +23,8 @@ from twisted.internet.defer import Deferred, fail, succeed
 
 from twistedcelery._deferreds import Waiters
 from twistedcelery.encoding.app_view import view_of
+from twistedcelery.encoding.encoder import Recorder
 from twistedcelery.encoding.message import OutgoingMessage
-from twistedcelery.encoding.recorder import Recorder
 from twistedcelery.errors import BrokerUnavailable, Disconnected, RepliesLost, ResultError, Unroutable
 from twistedcelery.transports.connection import Connection
 from twistedcelery.transports.decoding import ReplyDecoder
