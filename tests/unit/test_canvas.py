@@ -126,6 +126,46 @@ def test_sending_does_no_io_and_leaves_the_application_alone(case, monkeypatch):
     site.tx_app.disconnect()
 
 
+#: Canvases given in forms in which Celery itself sends a part at once.
+UNUSUAL_FORMS = {
+    "body of an empty chord as a keyword": lambda tx, add, total: tx.apply_async(
+        chord([]), kwargs={"body": add(1)}
+    ),
+    "empty chord": lambda tx, add, total: tx.apply_async(chord([], add(1))),
+    "empty chord of a generator": lambda tx, add, total: tx.apply_async(
+        chord((one for one in ()), add(1, 1))
+    ),
+    "body of a chord as a keyword": lambda tx, add, total: tx.apply_async(
+        chord([add(1, 1)]), kwargs={"body": total}
+    ),
+    "links of a chain": lambda tx, add, total: tx.apply_async(
+        chain(add(1, 1), add(1)), link=add(2), link_error=[add(3, 3)]
+    ),
+    "links of a signature": lambda tx, add, total: tx.apply_async(add(1, 1), link=[add(2)]),
+    "chord as an option": lambda tx, add, total: tx.apply_async(add(1, 1), chord=total),
+}
+
+
+@pytest.mark.parametrize("form", UNUSUAL_FORMS)
+def test_nothing_leaves_by_celerys_own_client(form, monkeypatch):
+    """Celery's connections, producers and result backend are never used, whatever the form."""
+
+    def forbidden(*_: Any, **__: Any) -> None:
+        raise AssertionError("Celery's blocking client was used")
+
+    site = Site("redis://127.0.0.1:1")
+    monkeypatch.setattr("kombu.connection.Connection.ensure_connection", forbidden)
+    monkeypatch.setattr("kombu.connection.Connection.connect", forbidden)
+    monkeypatch.setattr("kombu.connection.Connection.default_channel", property(forbidden))
+    monkeypatch.setattr("celery.backends.redis.RedisBackend.client", property(forbidden))
+    call = UNUSUAL_FORMS[form](site.tx_app, site.add, site.task("total").s())
+    for answer in site.store.answers:
+        answer.callback(None)
+    assert site.sent, outcomes_of(call)
+    call.addErrback(lambda failure: failure.trap(Disconnected))
+    site.tx_app.disconnect()
+
+
 def test_a_dictionary_is_a_signature_and_stays_as_it_is(site):
     """The JSON form of a canvas, nested, is sent and not changed."""
     canvas = json.loads(json.dumps(chain(site.add(1, 1), group(site.add(1), site.add(2)))))

@@ -42,8 +42,8 @@ class TaskDeferred(Deferred[Any]):
     """
 
     def __init__(self, task_id: str, task_name: str, revoker: Revoker) -> None:
-        # Not self._cancel: that would be a cycle, and the error of a call that nobody holds any more
-        # would be logged at some later garbage collection only.
+        # Not self._cancel: that would be a cycle, and the unhandled error of a dropped call would be
+        # logged only at some later garbage collection.
         super().__init__(canceller=TaskDeferred._cancel)  # type: ignore[arg-type]  # it is called with self
         self.task_id = task_id
         self.task_name = task_name
@@ -93,7 +93,7 @@ class TaskDeferred(Deferred[Any]):
         return self.meta.get("traceback") if self.meta is not None else None
 
     def on_update(self, callback: UpdateCallback) -> TaskDeferred:
-        """Be told of each state that is not final.
+        """Call a function with each state that is not final.
 
         :param callback: called as ``callback(state, meta)``, for example
             ``('PROGRESS', {'current': 3, 'total': 10})``. For ``RETRY``, ``meta`` is the

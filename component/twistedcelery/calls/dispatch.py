@@ -139,7 +139,7 @@ class Dispatch:
         try:
             encoded = self._encode()
         except BaseException as error:
-            # An eager task may raise anything, and has only this way to its caller.
+            # An eager task may raise anything; the call is the only way to report it.
             self.refuse(Failure(error))
             return
         if not self._move(Event.ENCODE):
@@ -221,7 +221,7 @@ class Dispatch:
             return
         self.call.mark_published()
         if self.state is not State.CONFIRMED:
-            # Whoever waited for that has cancelled the call.
+            # A callback of `published` has cancelled the call.
             return
         if self._join is not None:
             self._join.check()
@@ -336,7 +336,7 @@ class Dispatch:
         self.call.revoke(self._route.terminate).addErrback(self._not_revoked)
 
     def _not_revoked(self, failure: Failure) -> None:
-        # The caller has gone; there is nobody else to tell.
+        # Log it: the caller has gone.
         _log.warn(
             "task {id} was cancelled, but could not be revoked: {error}",
             id=self.task_id,
@@ -345,5 +345,5 @@ class Dispatch:
 
 
 def _log_event_lost(failure: Failure) -> None:
-    # The event informs monitors; the task itself is published, or fails, on its own.
+    # The event is for monitors; the task succeeds or fails without it.
     _log.warn("a task-sent event could not be published: {error}", error=failure.value)

@@ -112,7 +112,8 @@ class Dispatcher:
         except TwistedCeleryError as error:
             return self._refused(error, options, name)
         if is_composed(signature):
-            apply_async = partial(bound.apply_async, args, kwargs, **options)
+            own_way = transport.canvas_encoder.options
+            apply_async = partial(bound.apply_async, args, own_way(kwargs or {}), **own_way(options))
             return self._send_composed(name, _encoding(transport, name, apply_async, resend), transport)
         task_id = options.pop("task_id", None) or own.get("task_id") or uuid()
         apply_async = partial(bound.apply_async, args, kwargs, task_id=task_id, **options)

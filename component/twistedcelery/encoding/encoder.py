@@ -105,7 +105,7 @@ class Encoder:
     def _is_ignored(self, name: str, sent: _Sent) -> bool:
         if sent.ignored is not None:
             return bool(sent.ignored)
-        # The worker keeps the result of such a task to itself; whoever waits for it waits for ever.
+        # A worker sends no reply for a task with ``ignore_result=True``; waiting would never end.
         # The plain registry, as in Celery's send_task: looking here must not finalize the application.
         registry = self._view._tasks  # noqa: SLF001  # see above
         return bool(getattr(registry.get(name), "ignore_result", False))

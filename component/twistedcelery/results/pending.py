@@ -1,4 +1,4 @@
-"""Keeps who waits for which task, and the last states of tasks."""
+"""Keeps which calls wait for which task, and the last states of tasks."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ __all__ = ["MAX_STATES", "PendingResults", "StateCache", "Waiting"]
 
 _log = Logger()
 
-#: How many tasks' states are kept that nobody else has.
+#: How many states are kept that no call holds.
 MAX_STATES = 1000
 
 
 class Holder(Protocol):
-    """Somebody who has a task's final state, such as the call that waited for it."""
+    """An object that has a task's final state, such as the call that waited for it."""
 
     meta: Mapping[str, Any] | None
 
 
 class Waiting(Protocol):
-    """Who waits for a task: a call, or a part of one.
+    """An object that waits for a task: a call, or a part of one.
 
-    :ivar task_name: for whoever reads an error
+    :ivar task_name: names the task in errors
     """
 
     @property
@@ -43,7 +43,7 @@ class Waiting(Protocol):
 
     @property
     def holder(self) -> Holder:
-        """Who has the final state afterwards."""
+        """The object that has the final state afterwards."""
 
     def update(self, state: str, meta: Any) -> None:
         """The task has a state that is not final."""
@@ -58,10 +58,10 @@ class Waiting(Protocol):
 class PendingResults:
     """The tasks whose result has not come, by id.
 
-    A `twistedcelery.transports.interface.ReplyReceiver`. Replies may be doubled, late or for
-    nobody: the first final state ends the waiting, and whatever else comes is dropped.
+    A `twistedcelery.transports.interface.ReplyReceiver`. A reply may be a duplicate, late, or for an
+    unknown task: the first final state ends the waiting, and every other reply is dropped.
 
-    :ivar source: watches the tasks; set before anybody waits
+    :ivar source: watches the tasks; set before the first `add`
     :ivar states: the last states
     """
 
@@ -98,7 +98,7 @@ class PendingResults:
             self._forget(waiting.task_id)
 
     def state_changed(self, task_id: str, meta: Mapping[str, Any]) -> None:
-        """Tell those who wait for the task; a final state ends the waiting."""
+        """Pass a state on to what waits for the task; a final state ends the waiting."""
         state = meta["status"]
         if state not in FINAL_STATES:
             self.states.note(task_id, meta)
@@ -114,12 +114,12 @@ class PendingResults:
             waiting.finish(meta)
 
     def reply_failed(self, task_id: str, error: ResultError) -> None:
-        """Fail those who wait for a task whose reply cannot be read."""
+        """Fail what waits for a task whose reply cannot be read."""
         for waiting in self._take(task_id):
             waiting.fail(error)
 
     def fail_all(self, make_error: Callable[[Waiting], TwistedCeleryError]) -> None:
-        """Fail everybody."""
+        """Fail everything that waits."""
         for task_id in list(self._waiting):
             for waiting in self._take(task_id):
                 waiting.fail(make_error(waiting))
@@ -127,7 +127,7 @@ class PendingResults:
     def _take(self, task_id: str) -> list[Waiting]:
         several = self._waiting.pop(task_id, None)
         if several is None:
-            _log.debug("a reply for task {id}, which nobody waits for, is dropped", id=task_id)
+            _log.debug("dropped a reply for task {id}: no call waits for it", id=task_id)
             return []
         self._forget(task_id)
         return several
@@ -138,12 +138,12 @@ class PendingResults:
 
 
 class StateCache:
-    """The last state of tasks: of those heard of last, and of those whose call somebody holds.
+    """The last states of tasks: the most recent ones, and those of calls that are still referenced.
 
-    A result over ``rpc://`` is a message: once it was delivered, nobody else has it. Results may
-    be large, so those that were delivered to a call live as long as the call.
+    A result over ``rpc://`` is a message, and is gone once it is delivered. Results may be large, so a
+    result that was delivered to a call lives as long as the call.
 
-    :param limit: how many of the others are kept; the one heard of first is forgotten first
+    :param limit: how many of the others are kept; the oldest is dropped first
     """
 
     def __init__(self, limit: int = MAX_STATES) -> None:
@@ -159,7 +159,7 @@ class StateCache:
             self._states.popitem(last=False)
 
     def delivered(self, task_id: str, holder: Holder) -> None:
-        """Somebody has the final state."""
+        """Note which object has the final state."""
         self._states.pop(task_id, None)
         self._holders[task_id] = holder
 
