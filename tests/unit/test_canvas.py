@@ -132,9 +132,7 @@ UNUSUAL_FORMS = {
         chord([]), kwargs={"body": add(1)}
     ),
     "empty chord": lambda tx, add, total: tx.apply_async(chord([], add(1))),
-    "empty chord of a generator": lambda tx, add, total: tx.apply_async(
-        chord((one for one in ()), add(1, 1))
-    ),
+    "empty chord of a generator": lambda tx, add, total: tx.apply_async(chord((n for n in ()), add(1))),
     "body of a chord as a keyword": lambda tx, add, total: tx.apply_async(
         chord([add(1, 1)]), kwargs={"body": total}
     ),
