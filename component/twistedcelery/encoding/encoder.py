@@ -96,11 +96,11 @@ class Encoder:
                 name, args, kwargs, task_id=task_id, producer=recorder, result_cls=_Sent, **options
             )
             message, *events = recorded
-        asks = message.outgoing(mandatory=True, resend=options.get("retry") is True)
-        return Encoded(
-            (asks, *[event.outgoing() for event in events]),
-            ignored=frozenset((task_id,)) if self._is_ignored(name, sent) else _NOTHING,
-        )
+        messages = [message.outgoing(mandatory=True, resend=options.get("retry") is True)]
+        for event in events:
+            messages.append(event.outgoing())  # noqa: PERF401  # most calls have none
+        ignored = self._is_ignored(name, sent)
+        return Encoded(messages, ignored=frozenset((task_id,)) if ignored else _NOTHING)
 
     def _is_ignored(self, name: str, sent: _Sent) -> bool:
         if sent.ignored is not None:

@@ -312,7 +312,10 @@ class SentTask:
         self._answer(meta, state)
 
     def lose(self, error: ResultError | None = None) -> None:
-        """Have its result lost for good: the call fails with `twistedcelery.RepliesLost`, or another error."""
+        """Lose its result for good.
+
+        :param error: what the call fails with; a `twistedcelery.RepliesLost` if not given
+        """
         self.is_over = True
         lost = error or RepliesLost(f"the result of task {self.name} [{self.id}] was lost")
         self._transport.reply_failed(self.id, lost)
