@@ -77,7 +77,8 @@ class TwistedCelery:
         self._revoker = Revoker(reactor, self._binding)
         self._pending = pending
         self._backend = ResultBackend(reactor, self._binding, pending, self._revoker, self._control)
-        pacer = Pacer(reactor, time.perf_counter)
+        clock = time.perf_counter if isinstance(transport, str) else transport.pacing_clock
+        pacer = Pacer(reactor, clock)
         route = Route(pending, self._backend, pacer, reactor, publish_timeout, terminate)
         self._dispatcher = Dispatcher(self._binding, route, self._revoker)
         self._is_disconnecting = False

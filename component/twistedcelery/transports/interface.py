@@ -8,8 +8,9 @@ keeps. Every method is called on the reactor's thread, and every callback is mad
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -58,7 +59,11 @@ class Transport(ABC):
     `twistedcelery.transports.registry.register`.
 
     A client calls each method at most once. No part connects before it is used.
+
+    :ivar pacing_clock: seconds of real time, by which bursts of calls are spread over reactor turns
     """
+
+    pacing_clock: Callable[[], float] = staticmethod(time.perf_counter)
 
     @abstractmethod
     def publisher(self, setup: Setup) -> Publisher:

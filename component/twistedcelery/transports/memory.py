@@ -13,16 +13,16 @@ from contextlib import contextmanager, nullcontext
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
-from celery import states
+from celery import _state, states
 from celery.app.task import Context
 from celery.app.trace import build_tracer
 from celery.backends.base import KeyValueStoreBackend
 from celery.worker.strategy import proto1_to_proto2
+from kombu.compression import decompress
 from kombu.serialization import loads
 from twisted.internet.defer import Deferred, fail, succeed
 
 from twistedcelery._deferreds import Waiters
-from twistedcelery.encoding.app_view import view_of
 from twistedcelery.encoding.encoder import Recorder
 from twistedcelery.encoding.message import OutgoingMessage
 from twistedcelery.errors import BrokerUnavailable, Disconnected, RepliesLost, ResultError, Unroutable
@@ -59,6 +59,9 @@ class MemoryTransport(Transport):
         are no workers
     """
 
+    # It stands still: a test's burst of calls is sent at once, however slow the machine is.
+    pacing_clock = staticmethod(lambda: 0.0)
+
     def __init__(self) -> None:
         self.sent: list[SentTask] = []
         self.messages: list[OutgoingMessage] = []
@@ -86,14 +89,14 @@ class MemoryTransport(Transport):
 
     def results(self, setup: Setup, receiver: ReplyReceiver) -> _Results:
         """Brings states as soon as they are stored."""
-        self._prepare(setup.app)
+        self._prepare(setup)
         source = _Results(self, receiver)
         self._sources[source] = None
         return source
 
     def store(self, setup: Setup) -> _Store:
         """Answers from memory."""
-        return _Store(setup.app, self._prepare(setup.app).backend)
+        return _Store(setup.app, self._prepare(setup).backend)
 
     # What a test does
 
@@ -158,9 +161,9 @@ class MemoryTransport(Transport):
         """Whether the broker can be reached."""
         return self._is_there
 
-    def _prepare(self, app: Celery) -> _Worker:
+    def _prepare(self, setup: Setup) -> _Worker:
         if self._worker is None:
-            self._worker = _Worker(app, self)
+            self._worker = _Worker(setup, self)
         return self._worker
 
     @property
@@ -231,8 +234,10 @@ class MemoryTransport(Transport):
         if self.answer_command is None or not command.get("reply_to"):
             return
         address = command["reply_to"]
+        headers = {"ticket": command["ticket"], "clock": 1}
         for worker, reply in self.answer_command(command).items():
-            self._deliver(address["exchange"], {worker: reply}, {"ticket": command["ticket"], "clock": 1})
+            # A worker's reply comes after the broker's confirmation.
+            self.worker.reactor.callLater(0, self._deliver, address["exchange"], {worker: reply}, headers)
 
     def _deliver(self, exchange: str, payload: Any, headers: Mapping[str, Any]) -> None:
         message = IncomingMessage(json.dumps(payload), "application/json", "utf-8", headers)
@@ -276,7 +281,7 @@ class SentTask:
         self.message = message
         self.queue = transport.queue_of(message)
         self.is_over = False
-        body, headers = _decoded(message, transport.worker.app)
+        body, headers = _decoded(message)
         args, kwargs, self._embedded = body
         self.headers: Mapping[str, Any] = headers
         self.id: str = headers["id"]
@@ -356,11 +361,12 @@ class SentTask:
 class _Worker:
     """Runs tasks in the process of the test, with the application's own code."""
 
-    def __init__(self, app: Celery, transport: MemoryTransport) -> None:
-        self.app = app
+    def __init__(self, setup: Setup, transport: MemoryTransport) -> None:
+        self.app = setup.app
+        self.reactor = setup.reactor
         self._transport = transport
-        self.backend = _MemoryBackend(transport, app=app)
-        self._recorder = Recorder(app.connection_for_write())
+        self.backend = _MemoryBackend(transport, app=self.app)
+        self._recorder = Recorder(self.app.connection_for_write())
 
     def run(self, task: SentTask, request: dict[str, Any]) -> None:
         """Run one task."""
@@ -381,12 +387,16 @@ class _Worker:
         """Whatever the application sends or stores meanwhile stays in memory."""
         own: Any = vars(self.app)
         before = {name: own[name] for name in ("producer_or_acquire", "_backend_cache") if name in own}
+        current = _state._tls.current_app  # Celery has no public name for it  # noqa: SLF001  # see before
         own["producer_or_acquire"] = lambda given=None: nullcontext(given or self._recorder)
         own["_backend_cache"] = self.backend
+        # As in a worker: signatures that were serialised belong to the current application.
+        self.app.set_current()
         try:
             with self._recorder.recording() as recorded:
                 yield recorded
         finally:
+            _state._set_current_app(current)  # as above  # noqa: SLF001  # see before
             for name in ("producer_or_acquire", "_backend_cache"):
                 own.pop(name, None)
             own.update(before)
@@ -438,7 +448,7 @@ class _Store(BackendStore):
     """Asks the backend in memory."""
 
     def __init__(self, app: Celery, backend: _MemoryBackend) -> None:
-        super().__init__(view_of(app))
+        super().__init__(app)
         self._memory = backend
 
     def _run(self, work: Callable[[Any], Any]) -> Deferred[Any]:
@@ -457,7 +467,7 @@ class _Publisher(QueuedPublisher["_Link", int]):
     """Hands messages to the transport."""
 
     def __init__(self, reactor: Any, publish_timeout: float, transport: MemoryTransport) -> None:
-        super().__init__(reactor, publish_timeout)
+        super().__init__(reactor, publish_timeout, clock=transport.pacing_clock)
         self._transport = transport
         self._link: _Link | None = None
         self._numbers = count(1)
@@ -632,19 +642,18 @@ class _Servers:
         return 1
 
 
-def _decoded(message: OutgoingMessage, app: Celery) -> tuple[Any, Mapping[str, Any]]:
+def _decoded(message: OutgoingMessage) -> tuple[Any, Mapping[str, Any]]:
     """A task message as a worker decodes it: ``(args, kwargs, embedded)`` and the headers.
 
     Protocol 1 has in its body what protocol 2 has in its headers.
     """
-    properties = message.properties
-    body = loads(
-        message.body,
-        properties["content_type"],
-        properties["content_encoding"],
-        accept=app.conf.accept_content,
-    )
+    content_type = message.properties["content_type"]
+    body = message.body
+    if "compression" in message.headers:
+        body = decompress(body, message.headers["compression"])
+    # The process made it, so nothing in it is foreign.
+    decoded = loads(body, content_type, message.properties["content_encoding"], accept={content_type})
     if "task" in message.headers:
-        return body, message.headers
-    body, headers, _, _ = proto1_to_proto2(message, body)
-    return body, headers
+        return decoded, message.headers
+    decoded, headers, _, _ = proto1_to_proto2(message, decoded)
+    return decoded, headers

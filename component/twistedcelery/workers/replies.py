@@ -77,10 +77,10 @@ class Replies:
 
     def ready(self) -> Deferred[None]:
         """:return: fires once replies would be seen; fails with a `TwistedCeleryError`"""
-        if self._consumed:
-            return succeed(None)
         if self._subscription is None:
             self._subscription = self._binding.use().subscriber.subscribe(self._queue, self)
+        if self._consumed:
+            return succeed(None)
         waiter = self._waiters.wait()
         waiter.addTimeout(self._timeout, self._reactor, self._too_late)  # type: ignore[arg-type]  # a zope interface
         return waiter

@@ -17,7 +17,8 @@ from twisted.internet import reactor
 from tests.real.transports.relay import Relay
 from tests.support.taskapp import create_app
 from twistedcelery.encoding.message import OutgoingMessage
-from twistedcelery.transports.registry import choose
+from twistedcelery.transports.interface import Setup
+from twistedcelery.transports.registry import find
 
 __all__ = ["IMPLEMENTATIONS", "Parts", "Receiver", "descriptors", "make_parts", "message"]
 
@@ -77,13 +78,10 @@ class Parts:
 
     def open(self, receiver=None, *, publish_timeout=10.0, app=None):
         """A publisher and a result source. They are closed after the test."""
-        halves = choose(
-            app or self.app(),
-            reactor,
-            receiver or Receiver(),
-            publish_timeout=publish_timeout,
-            transport="auto" if self.native else "threads",
-        )
+        app = app or self.app()
+        transport = find(app, "auto" if self.native else "threads")
+        setup = Setup(app, reactor, publish_timeout)
+        halves = transport.publisher(setup), transport.results(setup, receiver or Receiver())
         self._opened.extend(halves)
         return halves
 
