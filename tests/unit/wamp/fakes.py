@@ -106,6 +106,17 @@ class FakeResult:
         return self.asked[-1]
 
 
+class _FakeDispatch:
+    """Remembers the calls that their callers have cancelled."""
+
+    def __init__(self, call: TaskDeferred, cancelled: list[TaskDeferred]) -> None:
+        self._call = call
+        self._cancelled = cancelled
+
+    def cancel(self) -> None:
+        self._cancelled.append(self._call)
+
+
 class FakeClient:
     """Remembers the calls that `twistedcelery.TwistedCelery` would have sent.
 
@@ -136,14 +147,15 @@ class FakeClient:
     def send_task(
         self, name: str, args: list[Any], kwargs: dict[str, Any], task_id: str, **options: Any
     ) -> TaskDeferred:
-        call = TaskDeferred(task_id, name, self.cancelled.append, self._revoke)
+        call = TaskDeferred(task_id, name, self)
+        call.dispatch = _FakeDispatch(call, self.cancelled)
         self.sent.append((name, args, kwargs, options))
         self.calls.append(call)
         if self.refuse is not None:
             call.fail_published(Failure(self.refuse))
         return call
 
-    def revoke(self, task_id: str, terminate: bool = False) -> Deferred[None]:
+    def revoke(self, task_id: str, terminate: bool = False, signal: str = "SIGTERM") -> Deferred[None]:
         self.revoked.append((task_id, terminate))
         return succeed(None)
 
@@ -156,9 +168,6 @@ class FakeClient:
 
     def disconnect(self) -> Deferred[None]:
         return self.disconnected
-
-    def _revoke(self, task_id: str, terminate: bool, signal: str) -> Deferred[None]:
-        return self.revoke(task_id, terminate)
 
 
 def final(state: str, result: Any, **more: Any) -> Mapping[str, Any]:

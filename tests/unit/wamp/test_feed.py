@@ -210,7 +210,7 @@ def test_tasks_that_keep_their_results(setup):
     """Celery's events alone tell of them, so the leader publishes them, whoever has sent them."""
     one, stream = leader(setup, events=True)
     one.call("app.untyped", 1)
-    one.last.finish_unheard()
+    one.last.finish_joined(None)
     assert one.session.topics() == []
     stream.send("task-received", one.last.task_id, name="app.untyped")
     stream.send("task-succeeded", one.last.task_id)
