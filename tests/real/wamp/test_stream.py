@@ -23,7 +23,7 @@ from tests.support.rabbitmq import RabbitMQ
 from tests.support.taskapp import create_app
 from tests.support.worker import Worker
 from twistedcelery import TwistedCelery
-from twistedcelery.wamp.tasks.task_ids import TaskIds
+from twistedcelery.wamp.task_ids import TaskIds
 
 pytestmark = pytest.mark.usefixtures("telling_worker")
 

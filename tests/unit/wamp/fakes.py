@@ -214,8 +214,8 @@ class FakeSession:
     def provide(self, uri: str, handler: Any, invoke: str) -> Deferred[Any]:
         return self._requested(uri, invoke)
 
-    def listen(self, topic: str, match: str, listener: Any) -> Deferred[Any]:
-        self.listeners[topic] = listener
+    def listen(self, topic: str, match: str, subscriber: Any) -> Deferred[Any]:
+        self.listeners[topic] = subscriber
         return self._requested(topic, match)
 
     def refuse(self, error: str) -> None:

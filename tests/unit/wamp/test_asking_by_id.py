@@ -12,7 +12,7 @@ from twisted.python.failure import Failure
 from tests.unit.wamp.conftest import error_of, result_of
 from tests.unit.wamp.fakes import success
 from twistedcelery import BrokerUnavailable, NoResultBackend, ResultBackendUnavailable
-from twistedcelery.wamp.tasks.task_ids import TaskIds
+from twistedcelery.wamp.task_ids import TaskIds
 
 NOBODYS = "11111111-1111-4111-8111-111111111111"
 

@@ -20,7 +20,7 @@ from twistedcelery import (
     ReplyUndecodable,
     Unroutable,
 )
-from twistedcelery.wamp.tasks.task_ids import TaskIds
+from twistedcelery.wamp.task_ids import TaskIds
 
 
 def test_a_call_becomes_a_task(setup):

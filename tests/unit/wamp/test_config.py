@@ -9,9 +9,8 @@ import pytest
 
 from twistedcelery import ConfigurationError
 from twistedcelery.wamp import config
-from twistedcelery.wamp.config import Configuration
+from twistedcelery.wamp.config import Configuration, Trigger
 from twistedcelery.wamp.tasks.exposed import load_application
-from twistedcelery.wamp.trigger import Trigger
 
 TRIGGER = {"topic": "com.example.uploaded", "task": "app.add"}
 

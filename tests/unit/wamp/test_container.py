@@ -15,9 +15,9 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactorClock
 from twisted.protocols.tls import TLSMemoryBIOFactory
 
-from twistedcelery.wamp.process import container as module
-from twistedcelery.wamp.process.container import component_of, joined_component
-from twistedcelery.wamp.process.keeping import FIRST_DELAY
+from twistedcelery.wamp.router import container as module
+from twistedcelery.wamp.router.container import component_of, joined_component
+from twistedcelery.wamp.router.reconnect import FIRST_DELAY
 
 
 class Session:

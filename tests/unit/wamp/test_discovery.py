@@ -12,8 +12,8 @@ from tests.unit.wamp.conftest import error_of, result_of
 from tests.unit.wamp.fakes import call_details, success
 from tests.unit.wamp.test_triggers import event
 from twistedcelery import BrokerUnavailable, ConfigurationError, InvalidCall
-from twistedcelery.wamp.workers.announced import AnnouncedTasks, parse_registered
-from twistedcelery.wamp.workers.discovery import ASK_INTERVAL, FAREWELL, GRACE
+from twistedcelery.wamp.tasks.announced import AnnouncedTasks, parse_registered
+from twistedcelery.wamp.tasks.discovery import ASK_INTERVAL, FAREWELL, GRACE
 
 TASK = " [ignore_result=False]"
 
@@ -348,18 +348,18 @@ def test_the_stream_is_that_of_workers_alone(start):
 
 def test_changes_reach_the_session(start):
     """What appears is registered in the session that is there, and what vanishes taken back."""
-    from twistedcelery.wamp.procedures import Registrations
+    from twistedcelery.wamp.router.registrations import Registrations
 
     one, workers = start()
-    taken_back: list[Any] = []
+    withdrawn: list[Any] = []
 
-    def take_back(registration: Any) -> Deferred[Any]:
-        taken_back.append(registration)
+    def withdraw(registration: Any) -> Deferred[Any]:
+        withdrawn.append(registration)
         answer: Deferred[Any] = Deferred()
         answer.callback(None)
         return answer
 
-    one.session.take_back = take_back
+    one.session.withdraw = withdraw
     registrations = Registrations(one.session, one.bridge.procedures, "roundrobin")
     registrations.start()
     while one.session.requests:
@@ -368,6 +368,6 @@ def test_changes_reach_the_session(start):
     uri, invoke, answer = one.session.requests.pop()
     assert (uri, invoke) == ("celery.a", "roundrobin")
     workers.leave("w1")
-    assert taken_back == []
+    assert withdrawn == []
     answer.callback("the registration")
-    assert taken_back == ["the registration"]
+    assert withdrawn == ["the registration"]

@@ -15,7 +15,7 @@ from twistedcelery import Disconnected
 from twistedcelery.wamp.config import Configuration
 from twistedcelery.wamp.events.celery_events import observe
 from twistedcelery.wamp.events.worker_topics import MIN_SILENCE
-from twistedcelery.wamp.tasks.task_ids import TaskIds
+from twistedcelery.wamp.task_ids import TaskIds
 
 FOREIGN = "11111111-1111-4111-8111-111111111111"
 
@@ -381,7 +381,7 @@ def test_what_may_be_published_of_somebodys_task():
 def test_progress_that_a_task_tells_of_itself():
     """An event of the task's own named ``task-progress`` is progress; its fields are the meta."""
     progress = observed("task-progress", current=3, total=10, hostname="w1", pid=1, clock=2, utcoffset=0)
-    assert (progress.event, progress.state) == ("progress", "PROGRESS")
+    assert (progress.kind.name, progress.kind.state) == ("progress", "PROGRESS")
     assert progress.details == {"meta": {"current": 3, "total": 10}}
 
 

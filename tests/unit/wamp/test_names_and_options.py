@@ -10,9 +10,9 @@ from autobahn.wamp.message import check_or_raise_uri
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twistedcelery.wamp.callers.submitted import EndedTask, EndedTasks
+from twistedcelery.wamp.callers.known_tasks import EndedTask, EndedTasks
 from twistedcelery.wamp.invocation import Caller
-from twistedcelery.wamp.tasks.options import (
+from twistedcelery.wamp.options import (
     DEFAULT_OPTIONS,
     KNOWN_OPTIONS,
     NotAllowed,
@@ -20,6 +20,7 @@ from twistedcelery.wamp.tasks.options import (
     parse_options,
 )
 from twistedcelery.wamp.uris import Uris, why_not_a_uri
+from twistedcelery.wamp.values import Normalised
 
 uris = Uris("com.example.celery")
 
@@ -118,12 +119,13 @@ def test_ended_tasks_are_forgotten_within_bounds():
     """The oldest go first, when there are too many or when they take too much."""
     ended = EndedTasks(max_count=3, max_size=100)
     for number in range(4):
-        ended.add(str(number), EndedTask(Caller(), "SUCCESS", number, 10))
+        ended.add(str(number), EndedTask(Caller(), "SUCCESS", Normalised(number, 10)))
     assert ended.find("0") is None
-    assert ended.find("1").result == 1
-    ended.add("large", EndedTask(Caller(), "SUCCESS", "large", 85))
-    assert (ended.find("2"), ended.find("3").result, ended.find("large").result) == (None, 3, "large")
-    ended.add("too large", EndedTask(Caller(), "SUCCESS", "too large", 101))
+    assert ended.find("1").outcome.value == 1
+    ended.add("large", EndedTask(Caller(), "SUCCESS", Normalised("large", 85)))
+    assert [ended.find(key).outcome.value for key in ("3", "large")] == [3, "large"]
+    assert ended.find("2") is None
+    ended.add("too large", EndedTask(Caller(), "SUCCESS", Normalised("too large", 101)))
     assert [ended.find(key) for key in ("3", "large", "too large")] == [None] * 3
 
 

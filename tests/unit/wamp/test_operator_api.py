@@ -13,7 +13,7 @@ from twisted.python.failure import Failure
 from tests.support.process import ROOT
 from tests.unit.wamp.conftest import error_of, result_of
 from twistedcelery import BrokerUnavailable, InvalidCall, RepliesLost
-from twistedcelery.wamp.workers.operator_api import MAX_WAITING
+from twistedcelery.wamp.operators.api import MAX_WAITING
 
 WORKER = "celery@host"
 
@@ -127,7 +127,7 @@ def test_a_command_is_celery_s(command, args, keywords, sent, setup):
         ("query_task", ([1],), {}, "each of ids takes text"),
         ("pool_restart", (), {"reloader": "f"}, "reloader is for callers in the same process"),
         ("hello", ("celery@me", {"x": 1}), {}, "revoked takes a list of texts"),
-        ("broadcast", ("rate_limit", {"rate_limit": "nan"}), {}, "celery_admin.rate_limit is there for this"),
+        ("broadcast", ("rate_limit", {"rate_limit": "nan"}), {}, "call celery_admin.rate_limit for this"),
         ("broadcast", ("x", [1]), {}, "arguments takes an object"),
     ],
 )

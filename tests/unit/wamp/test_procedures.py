@@ -8,7 +8,7 @@ from autobahn.wamp.exception import ApplicationError
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.python.failure import Failure
 
-from twistedcelery.wamp.procedures import MAX_REQUESTS, Procedures, Registrations
+from twistedcelery.wamp.router.registrations import MAX_REQUESTS, Procedures, Registrations
 
 
 def handler(_: Any) -> None:
@@ -21,7 +21,7 @@ class Router:
     def __init__(self, *uris: str) -> None:
         self.attached = True
         self.registering: dict[str, Deferred[Any]] = {}
-        self.taking_back: dict[str, Deferred[Any]] = {}
+        self.unregistering: dict[str, Deferred[Any]] = {}
         self.procedures = Procedures(dict.fromkeys(uris, handler))
         self.registrations = Registrations(self, self.procedures, "single")
         self.ready: list[None] = []
@@ -35,16 +35,16 @@ class Router:
         self.registering[uri] = Deferred()
         return self.registering[uri]
 
-    def take_back(self, registration: str) -> Deferred[Any]:
-        self.taking_back[registration] = Deferred()
-        return self.taking_back[registration]
+    def withdraw(self, registration: str) -> Deferred[Any]:
+        self.unregistering[registration] = Deferred()
+        return self.unregistering[registration]
 
     def register(self, *uris: str) -> None:
         for uri in uris:
             self.registering.pop(uri).callback(uri)
 
     def unregister(self, uri: str) -> None:
-        self.taking_back.pop(uri).callback(None)
+        self.unregistering.pop(uri).callback(None)
 
 
 def test_everything_is_registered():
@@ -83,9 +83,9 @@ def test_changes_while_the_router_thinks():
     """What changes before an answer is looked at after it, so that the last word counts."""
     router = Router("a")
     router.procedures.discard("a")
-    assert router.taking_back == {}
+    assert router.unregistering == {}
     router.register("a")
-    assert list(router.taking_back) == ["a"]
+    assert list(router.unregistering) == ["a"]
     router.procedures.add("a", handler)
     assert router.registering == {}
     router.unregister("a")
@@ -96,7 +96,7 @@ def test_changes_while_the_router_thinks():
     router.procedures.add("a", handler)
     router.procedures.discard("a")
     router.unregister("a")
-    assert router.registering == router.taking_back == {}
+    assert router.registering == router.unregistering == {}
     assert len(router.registrations) == 0
 
 
@@ -109,14 +109,14 @@ def test_one_that_the_router_refuses(said):
     assert len(router.ready) == len(router.registrations) == 1
     router.procedures.discard("a")
     router.procedures.add("a", handler)
-    assert router.registering == router.taking_back == {}
+    assert router.registering == router.unregistering == {}
 
 
 def test_one_that_the_router_has_taken_itself(said):
     """A registration that is gone cannot be taken back; the next one is made all the same."""
     router = Router("a")
     router.register("a")
-    router.take_back = lambda _: fail(ApplicationError("wamp.error.no_such_registration"))  # type: ignore[method-assign]  # a test's own
+    router.withdraw = lambda _: fail(ApplicationError("wamp.error.no_such_registration"))  # type: ignore[method-assign]  # a test's own
     router.procedures.discard("a")
     assert said == ["a could not be unregistered: wamp.error.no_such_registration"]
     router.procedures.add("a", handler)
@@ -141,5 +141,5 @@ def test_stopping():
     router.procedures.add("b", handler)
     router.register("a")
     router.procedures.discard("a")
-    assert router.registering == router.taking_back == {}
+    assert router.registering == router.unregistering == {}
     router.registrations.stop()

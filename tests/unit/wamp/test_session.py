@@ -13,7 +13,7 @@ from twisted.internet.task import Clock
 
 from twistedcelery import ConfigurationError
 from twistedcelery.wamp import CeleryBridge
-from twistedcelery.wamp.authentication import Credentials
+from twistedcelery.wamp.router.authentication import Credentials
 from twistedcelery.wamp.session import REFUSED_DELAY
 
 

@@ -8,7 +8,7 @@ from celery.utils import uuid as celery_uuid
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twistedcelery.wamp.tasks.task_ids import TaskIds
+from twistedcelery.wamp.task_ids import TaskIds
 
 IDS = TaskIds("realm1", "celery")
 

@@ -14,8 +14,8 @@ from twisted.python.failure import Failure
 
 from tests.unit.wamp.fakes import FakeSession
 from twistedcelery import ConfigurationError
-from twistedcelery.wamp.leadership import RETRY_INTERVAL, Leadership
-from twistedcelery.wamp.triggers import LOG_INTERVAL
+from twistedcelery.wamp.router.leadership import RETRY_INTERVAL, Leadership
+from twistedcelery.wamp.tasks.triggers import LOG_INTERVAL
 
 URI = "celery_admin.leader"
 

@@ -16,8 +16,14 @@ from celery.utils.serialization import UnpickleableExceptionWrapper
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twistedcelery.wamp.descriptions import describe_exception
-from twistedcelery.wamp.values import MAX_DEPTH, Unencodable, normalise, normalise_and_measure
+from twistedcelery.wamp.values import (
+    MAX_DEPTH,
+    Normalised,
+    Unencodable,
+    describe_exception,
+    normalise,
+    normalise_and_measure,
+)
 
 SERIALIZERS = (JsonObjectSerializer(), MsgPackObjectSerializer(), CBORObjectSerializer())
 
@@ -220,6 +226,14 @@ def test_too_much_is_refused(value: Any) -> None:
     """What takes more than the limit in any serialisation is refused, whatever its type."""
     with pytest.raises(Unencodable, match="more than 1000 bytes"):
         normalise(value, max_size=1000)
+
+
+def test_what_is_normalised_already_is_only_measured() -> None:
+    """It stays as it is, and is refused where it takes too much."""
+    value: Any = {"not": object()}
+    assert normalise(Normalised(value, 1000), max_size=1000) is value
+    with pytest.raises(Unencodable, match="more than 999 bytes"):
+        normalise(Normalised(value, 1000), max_size=999)
 
 
 def test_exceptions_that_cannot_be_described_are_described() -> None:
