@@ -1,4 +1,4 @@
-"""Stand-ins for what the bridge works with: the library's client and a WAMP session."""
+"""Fakes of the library's client and of a WAMP session."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class _FakeMethods:
 
 
 class FakeStream:
-    """Celery's events, told by the test."""
+    """Celery's event stream; the test sends the events."""
 
     def __init__(self, handlers: Mapping[str, Any], options: Mapping[str, Any]) -> None:
         self.handlers = handlers
@@ -78,7 +78,7 @@ class FakeStream:
         return succeed(None)
 
     def send(self, type_: str, uuid: str | None = None, **fields: Any) -> None:
-        """One event, as Celery's ``Receiver`` hands it over."""
+        """Send one event, as Celery's ``Receiver`` passes it on."""
         event = {"type": type_, "hostname": "w1", "timestamp": 500.0, "local_received": 501.0, **fields}
         self.handlers["*"](event if uuid is None else {**event, "uuid": uuid})
 
@@ -107,7 +107,7 @@ class FakeResult:
 
 
 class _FakeDispatch:
-    """Remembers the calls that their callers have cancelled."""
+    """Remembers cancelled calls."""
 
     def __init__(self, call: TaskDeferred, cancelled: list[TaskDeferred]) -> None:
         self._call = call
@@ -184,7 +184,7 @@ def failure(error: Exception, traceback: str | None = None) -> Mapping[str, Any]
 
 
 class FakeSession:
-    """A WAMP session that is attached, and remembers what it publishes."""
+    """A WAMP session that is attached, and remembers what it publishes and calls."""
 
     def __init__(self) -> None:
         self.attached = True
@@ -228,12 +228,12 @@ class FakeSession:
         return answer
 
     def topics(self, prefix: str = "celery.") -> list[str]:
-        """The topics of what was published below a prefix, in order."""
+        """The topics of the published events below a prefix, in order."""
         return [topic.removeprefix(prefix) for topic, _, _ in self.published if topic.startswith(prefix)]
 
 
 def call_details(progress: Any = None, caller: int | None = 7) -> CallDetails:
-    """What Autobahn tells an endpoint of a call."""
+    """The details of a call, as Autobahn passes them to an endpoint."""
     registration = Registration(None, 1, "procedure", None)
     return CallDetails(
         registration, progress=progress, caller=caller, caller_authid="joe", caller_authrole="user"

@@ -1,4 +1,4 @@
-"""What others learn of a bridge that comes and goes."""
+"""The events of a bridge that comes and goes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def events(session):
 
 
 def test_the_testament_comes_first(session, topics):
-    """Whoever learns of a bridge can rely on hearing of its end."""
+    """Every online event is followed by an offline event, so the testament is left first."""
     topics.publish_online()
     ((procedure, args, answer),) = session.calls
     assert procedure == "wamp.session.add_testament"
@@ -40,7 +40,7 @@ def test_the_testament_comes_first(session, topics):
 
 
 def test_leaving_in_good_order(session, topics):
-    """The testament is taken back before the bridge says itself that it leaves."""
+    """The testament is withdrawn before the bridge publishes that it leaves."""
     retracted = topics.publish_offline()
     ((procedure, args, answer),) = session.calls
     assert (procedure, args) == ("wamp.session.flush_testaments", ())
@@ -51,7 +51,7 @@ def test_leaving_in_good_order(session, topics):
 
 
 def test_a_router_without_testaments(session, topics, said):
-    """A bridge that may leave no testament says so in its log, and is there all the same."""
+    """A bridge that may leave no testament logs it, and is online all the same."""
     topics.publish_online()
     session.calls.pop()[2].errback(Failure(ApplicationError("wamp.error.not_authorized")))
     (line,) = said
@@ -63,7 +63,7 @@ def test_a_router_without_testaments(session, topics, said):
 
 @pytest.mark.parametrize("noticed", [True, False])
 def test_a_session_that_is_lost_meanwhile(noticed, session, topics, said):
-    """It is the router then that tells of it."""
+    """The router then publishes the testament."""
 
     def lost(*_, **__):
         raise TransportLost

@@ -56,7 +56,7 @@ STREAM = ("received", "started", "succeeded")
 
 @pytest.mark.parametrize("places", list(itertools.combinations(range(6), 3)))
 def test_whichever_source_is_faster(places):
-    """Each event is merged once and in order, however the two sources interleave."""
+    """Each event is published once and in order, however the two sources interleave."""
     merged = Merged()
     merged.results("sent")
     results, stream = iter(RESULTS), iter(STREAM)
@@ -93,7 +93,7 @@ ONCE = ["received", "started"]
     ],
 )
 def test_a_retry(places, stream):
-    """Each attempt has its events, and between them is the retry."""
+    """Each attempt has its events, with the retry between them."""
     merged = Merged()
     results, heard = iter(RETRY_RESULTS), iter(stream)
     for place in range(8):
@@ -107,7 +107,7 @@ def test_a_retry(places, stream):
 
 
 def test_workers_that_tell_nothing():
-    """An end waits for them once, and not again until one of them tells something."""
+    """A final event waits for them once, and not again until one of them sends an event."""
     merged = Merged()
     merged.mergers = EventMergers(merged.clock, merged.events.append)
     merged.mergers.wait_for_stream(lambda: True)
@@ -128,14 +128,14 @@ def test_workers_that_tell_nothing():
 
 
 def test_without_a_connection_nothing_waits():
-    """What cannot be heard is not waited for."""
+    """Without a stream, nothing is waited for."""
     merged = Merged(connected=False)
     merged.results("sent", "started", "succeeded")
     assert merged.kinds == ["sent", "started", "succeeded"]
 
 
 def test_a_revoked_task_does_not_wait():
-    """It may never begin, so its end is merged at once, after what was waiting."""
+    """It may never start, so it is published at once, after the events that waited."""
     merged = Merged()
     merged.results("progress", "revoked")
     assert merged.kinds == ["progress", "revoked"]
@@ -154,7 +154,7 @@ def test_a_rejected_task():
 
 
 def test_a_rejected_task_of_an_older_worker():
-    """It says nothing else of the end."""
+    """It sends no other final event."""
     merged = Merged()
     merged.stream(*ONCE)
     merged.stream("rejected", requeue=False)
@@ -163,7 +163,7 @@ def test_a_rejected_task_of_an_older_worker():
 
 
 def test_stopping_leaves_nothing():
-    """What waits is dropped, and no timer is left."""
+    """Events that wait are dropped, and no timer is left."""
     merged = Merged()
     merged.results("progress", "succeeded")
     merged.merger.stop()
@@ -192,7 +192,7 @@ def single() -> tuple[EventOrder, list[TaskEvent], Clock]:
     ],
 )
 def test_duplicate_and_late_events(arrived, published):
-    """It is left out, but for the word that a task was sent, which comes late as a rule."""
+    """They are dropped, except for ``sent``, which is often late."""
     order, events, _ = single()
     for kind in arrived:
         order.publish(event(kind))
@@ -202,7 +202,7 @@ def test_duplicate_and_late_events(arrived, published):
 
 
 def test_progress_that_is_out_of_date():
-    """What waits for its turn is dropped by whatever comes after it, and none follows the end."""
+    """Progress that waits is dropped by any later event, and none follows the end."""
     order, events, clock = single()
     for kind in ("progress", "progress", "retried"):
         order.publish(event(kind))
@@ -216,7 +216,7 @@ def test_progress_that_is_out_of_date():
 
 
 def test_only_so_many_are_remembered(setup, monkeypatch):
-    """Of the tasks of others the one heard of least recently is forgotten, with what it has waiting."""
+    """The foreign task whose last event is the oldest is forgotten, with its waiting events."""
     monkeypatch.setattr("twistedcelery.wamp.events.foreign.MAX_REMEMBERED", 2)
     one = setup()
     tasks = ForeignTasks(one.bridge.config, one.clock, one.bridge._events)

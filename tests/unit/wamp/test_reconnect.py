@@ -1,4 +1,4 @@
-"""A connection that is made again whenever it ends."""
+"""A client that reconnects whenever its connection ends."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Router:
         return self.attempts[-1]
 
     def accept(self) -> None:
-        """Take the latest attempt."""
+        """Accept the latest attempt."""
         self.is_closed = Deferred()
         self.attempts[-1].callback(self)
 
@@ -56,7 +56,7 @@ def setup() -> Setup:
 
 
 def test_a_lost_connection_is_made_again(setup):
-    """A session that had joined is followed by another, soon, each time."""
+    """A session that had joined is followed by another one soon, each time."""
     setup.client.start()
     for attempts in range(1, 5):
         assert len(setup.router.attempts) == attempts
@@ -66,7 +66,7 @@ def test_a_lost_connection_is_made_again(setup):
 
 
 def test_pauses_grow_while_there_is_no_router(setup, said):
-    """Attempts become rarer, up to a limit, and only the first is mentioned."""
+    """The delay grows up to a limit, and only the first failure is logged."""
     setup.router.listens = False
     setup.client.start()
     times = []
@@ -83,7 +83,7 @@ def test_pauses_grow_while_there_is_no_router(setup, said):
 
 
 def test_a_router_that_refuses_is_no_router_that_is_back(setup):
-    """Connections without a session that joins do not make the pauses shorter."""
+    """A connection without a session that joins does not reset the delay."""
     setup.client.start()
     setup.router.accept()
     setup.router.close()
@@ -99,7 +99,7 @@ def test_a_router_that_refuses_is_no_router_that_is_back(setup):
 
 @pytest.mark.parametrize("state", ["not started", "pausing", "connecting", "joining"])
 def test_stopping_without_a_session(state, setup):
-    """Whatever it waits for is given up at once."""
+    """It stops waiting at once."""
     setup.router.listens = state != "pausing"
     if state != "not started":
         setup.client.start()
@@ -114,7 +114,7 @@ def test_stopping_without_a_session(state, setup):
 
 
 def test_stopping_with_a_session(setup):
-    """A session that has joined is left to end by itself; none follows."""
+    """A session that has joined may end on its own. None follows."""
     setup.client.start()
     setup.join()
     setup.client.stop()
