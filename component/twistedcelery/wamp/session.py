@@ -223,7 +223,7 @@ class CeleryBridge(ApplicationSession):
         def unfinished(failure: Failure) -> None:
             failure.trap(defer.TimeoutError)
             _log.warn(
-                "{count} calls have not ended within {seconds} s",
+                "{count} call(s) have not ended within {seconds} s",
                 seconds=seconds,
                 count=len(self._open or ()),
             )
