@@ -83,7 +83,7 @@ class Bridge:
         self._events = EventPublisher(config, self.uris)
         ids = TaskIds(realm, config.prefix)
         context = Context(config, reactor, wall_clock, self.uris, self.errors, ids)
-        mergers = EventMergers(reactor, self._events.publish)
+        mergers = EventMergers(reactor, wall_clock, self._events.publish)
         self._in_flight = InFlight(client, context, mergers)
         self._tasks = ExposedTasks(app, config, self.uris, self._task_changed)
         self._calls = TaskCalls(context, self._tasks, self._in_flight, self._is_gone)

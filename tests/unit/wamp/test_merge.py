@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from twisted.internet.task import Clock
 
-from twistedcelery.wamp.event_kinds import EVENT_KINDS
+from twistedcelery.wamp.event_kinds import EVENT_KINDS, SENT
 from twistedcelery.wamp.events.celery_events import Observation
 from twistedcelery.wamp.events.foreign import ForeignTasks
-from twistedcelery.wamp.events.merge import PATIENCE, EventMerger, EventMergers
+from twistedcelery.wamp.events.merge import PATIENCE, EventMerger, EventMergers, OwnTask
 from twistedcelery.wamp.events.order import EventOrder
 from twistedcelery.wamp.events.topics import TaskEvent
 
@@ -26,28 +26,29 @@ class Merged:
     def __init__(self, connected: bool = True) -> None:
         self.clock = Clock()
         self.events: list[TaskEvent] = []
-        self.mergers = EventMergers(self.clock, self.events.append)
+        self.mergers = EventMergers(self.clock, self.clock.seconds, self.events.append)
         self.mergers.wait_for_stream(lambda: connected)
         self.mergers.workers_report(True)
         self.merger = self.begin()
 
     def begin(self) -> EventMerger:
-        return self.mergers.begin("id", self.observe)
-
-    def observe(self, observation: Observation) -> None:
-        self.merger.observe(observation.of("app.add"))
+        merger = self.mergers.begin(OwnTask("app.add", "id", None, {}))
+        merger.confirm_sent()
+        return merger
 
     def results(self, *kinds: str) -> None:
         for kind in kinds:
-            self.merger.publish(event(kind))
+            self.merger.publish(EVENT_KINDS[kind], {})
 
     def stream(self, *kinds: str, **details: Any) -> None:
         for kind in kinds:
-            self.observe(Observation(EVENT_KINDS[kind], "id", None, 0.0, details))
+            self.merger.observe(Observation(EVENT_KINDS[kind], "id", None, 0.0, details))
 
     @property
     def kinds(self) -> list[str]:
-        return [each.kind.name for each in self.events]
+        """The published events, but for that with which each task begins."""
+        assert self.events[0].kind is SENT
+        return [each.kind.name for each in self.events if each.kind is not SENT]
 
 
 RESULTS = ("started", "progress", "succeeded")
@@ -58,7 +59,6 @@ STREAM = ("received", "started", "succeeded")
 def test_whichever_source_is_faster(places):
     """Each event is published once and in order, however the two sources interleave."""
     merged = Merged()
-    merged.results("sent")
     results, stream = iter(RESULTS), iter(STREAM)
     for place in range(6):
         if place in places:
@@ -66,15 +66,10 @@ def test_whichever_source_is_faster(places):
         else:
             merged.stream(next(stream))
     # Progress that waits for its turn is out of date at the end.
-    assert [kind for kind in merged.kinds if kind != "progress"] == [
-        "sent",
-        "received",
-        "started",
-        "succeeded",
-    ]
+    assert [kind for kind in merged.kinds if kind != "progress"] == ["received", "started", "succeeded"]
     assert merged.kinds[-1] == "succeeded"
     assert not merged.clock.getDelayedCalls()
-    assert merged.mergers.observer("id") is None
+    assert merged.mergers.find("id") is None
 
 
 FIRST, SECOND = ("received", "started", "retried"), ("received", "started", "succeeded")
@@ -109,29 +104,29 @@ def test_a_retry(places, stream):
 def test_workers_that_tell_nothing():
     """A final event waits for them once, and not again until one of them sends an event."""
     merged = Merged()
-    merged.mergers = EventMergers(merged.clock, merged.events.append)
+    merged.mergers = EventMergers(merged.clock, merged.clock.seconds, merged.events.append)
     merged.mergers.wait_for_stream(lambda: True)
     merged.merger = merged.begin()
-    merged.results("sent", "started", "progress", "succeeded")
-    assert merged.kinds == ["sent", "started", "progress"]
+    merged.results("started", "progress", "succeeded")
+    assert merged.kinds == ["started", "progress"]
     merged.clock.advance(PATIENCE)
-    assert merged.kinds == ["sent", "started", "progress", "succeeded"]
+    assert merged.kinds == ["started", "progress", "succeeded"]
     merged.merger = merged.begin()
     merged.results("succeeded")
-    assert merged.kinds[4:] == ["succeeded"]
+    assert merged.kinds[3:] == ["succeeded"]
     merged.mergers.workers_report(True)
     merged.merger = merged.begin()
     merged.results("succeeded")
-    assert merged.kinds[5:] == []
+    assert merged.kinds[4:] == []
     merged.stream("received", "started")
-    assert merged.kinds[5:] == ["received", "started", "succeeded"]
+    assert merged.kinds[4:] == ["received", "started", "succeeded"]
 
 
 def test_without_a_connection_nothing_waits():
     """Without a stream, nothing is waited for."""
     merged = Merged(connected=False)
-    merged.results("sent", "started", "succeeded")
-    assert merged.kinds == ["sent", "started", "succeeded"]
+    merged.results("started", "succeeded")
+    assert merged.kinds == ["started", "succeeded"]
 
 
 def test_a_revoked_task_does_not_wait():

@@ -140,11 +140,11 @@ class EventFeed:
         from_worker = observation.kind.from_worker
         if from_worker:
             self._mergers.workers_report(True)
-        observer = self._mergers.observer(observation.task_id)
-        if observer is not None:
+        merger = self._mergers.find(observation.task_id)
+        if merger is not None:
             # A client says that it sent a task; only the broker knows that it took it.
             if from_worker:
-                observer(observation)
+                merger.observe(observation)
         elif subscription.leads and wants_foreign(self._config) and not self._ids.made(observation.task_id):
             self._foreign.observe(observation)
 

@@ -8,19 +8,21 @@ reports, what results report of an attempt waits for them, for at most `PATIENCE
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
-from twistedcelery.wamp.event_kinds import EVENT_KINDS
+from twistedcelery.wamp.event_kinds import EVENT_KINDS, SENT
 from twistedcelery.wamp.events.order import EventOrder
+from twistedcelery.wamp.events.topics import TaskEvent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from twistedcelery._types import Clock, Timer
+    from twistedcelery.wamp.event_kinds import EventKind
     from twistedcelery.wamp.events.celery_events import Observation
-    from twistedcelery.wamp.events.topics import TaskEvent
 
-__all__ = ["PATIENCE", "EventMerger", "EventMergers"]
+__all__ = ["PATIENCE", "EventMerger", "EventMergers", "OwnTask"]
 
 #: Seconds that an event waits for the event stream to report what belongs before it.
 PATIENCE = 1.0
@@ -29,13 +31,51 @@ PATIENCE = 1.0
 _OPENED = max(kind.rank for kind in EVENT_KINDS.values() if kind.opens_attempt)
 
 
-class EventMergers:
-    """The mergers of the tasks that have not ended."""
+@dataclass(frozen=True, slots=True)
+class OwnTask:
+    """A task that this bridge sent, as its events describe it.
 
-    def __init__(self, clock: Clock, publish: Callable[[TaskEvent], None]) -> None:
+    :ivar task_id: as Celery writes it
+    :ivar caller: the WAMP session that called; ``None``: not known
+    :ivar arguments: details of each event but progress: the task's arguments, if they may be published
+    """
+
+    name: str
+    task_id: str
+    caller: int | None
+    arguments: Mapping[str, Any]
+
+    def event(
+        self, kind: EventKind, timestamp: float, details: Mapping[str, Any], state: str | None = None
+    ) -> TaskEvent:
+        """The event of something that results, or the broker, report.
+
+        :param state: Celery's name of the state; ``None``: that of the kind
+        """
+        if not kind.is_throttled:
+            details = {**self.arguments, **details}
+        return TaskEvent(kind, self.name, self.task_id, state or kind.state, timestamp, self.caller, details)
+
+    def observed(self, observation: Observation) -> TaskEvent:
+        """The event of something that the stream reports."""
+        # The other details are shortened text. Results have the values.
+        requeue = {key: value for key, value in observation.details.items() if key == "requeue"}
+        return replace(observation.of(self.name, self.caller), details={**self.arguments, **requeue})
+
+
+class EventMergers:
+    """The mergers of the tasks that have not ended.
+
+    :param wall_clock: seconds since the epoch
+    """
+
+    def __init__(
+        self, clock: Clock, wall_clock: Callable[[], float], publish: Callable[[TaskEvent], None]
+    ) -> None:
         self._clock = clock
+        self._wall_clock = wall_clock
         self._publish = publish
-        self._observers: dict[str, Callable[[Observation], None]] = {}
+        self._open: dict[str, EventMerger] = {}
         self._is_connected: Callable[[], bool] = lambda: False
         #: Whether workers send events of tasks; ``None``: not known yet. Events wait in vain only once.
         self._workers_report: bool | None = None
@@ -59,21 +99,19 @@ class EventMergers:
             expected = event.is_final or event.is_retry
         return expected and self._is_connected()
 
-    def begin(self, task_id: str, observer: Callable[[Observation], None]) -> EventMerger:
-        """Make the merger of a new task.
+    def begin(self, task: OwnTask) -> EventMerger:
+        """Make the merger of a new task."""
+        order = EventOrder(self._clock, self._publish)
+        merger = self._open[task.task_id] = EventMerger(task, order, self, self._clock, self._wall_clock)
+        return merger
 
-        :param observer: takes what the stream reports of the task
-        """
-        self._observers[task_id] = observer
-        return EventMerger(self, EventOrder(self._clock, self._publish), self._clock, task_id)
-
-    def observer(self, task_id: str) -> Callable[[Observation], None] | None:
-        """The observer of a task, until the task's end is published."""
-        return self._observers.get(task_id)
+    def find(self, task_id: str) -> EventMerger | None:
+        """The merger of a task, until the task's end is published."""
+        return self._open.get(task_id)
 
     def ended(self, task_id: str) -> None:
         """Forget a task."""
-        self._observers.pop(task_id, None)
+        self._open.pop(task_id, None)
 
 
 class EventMerger:
@@ -82,11 +120,20 @@ class EventMerger:
     It counts attempts in both sources, since either may be the first to report a retry.
     """
 
-    def __init__(self, mergers: EventMergers, order: EventOrder, clock: Clock, task_id: str) -> None:
-        self._mergers = mergers
+    def __init__(
+        self,
+        task: OwnTask,
+        order: EventOrder,
+        mergers: EventMergers,
+        clock: Clock,
+        wall_clock: Callable[[], float],
+    ) -> None:
+        self._task = task
         self._order = order
+        self._mergers = mergers
         self._clock = clock
-        self._task_id = task_id
+        self._wall_clock = wall_clock
+        self._is_sent = False
         #: Attempts before the current one: as published, and in the stream.
         self._published_attempts = self._stream_attempts = 0
         #: Names of the opening events that the stream has reported of that attempt, and of the next one.
@@ -100,8 +147,17 @@ class EventMerger:
         self._ahead: list[tuple[int, TaskEvent]] = []
         self._timer: Timer | None = None
 
-    def publish(self, event: TaskEvent) -> None:
-        """Publish an event that results, or the broker, report, in its turn."""
+    def confirm_sent(self) -> None:
+        """Publish that the task is sent: the broker, a state or a worker's event proves it."""
+        if not self._is_sent:
+            self._is_sent = True
+            self.publish(SENT, {})
+
+    def publish(self, kind: EventKind, details: Mapping[str, Any], state: str | None = None) -> None:
+        """Publish, in its turn, what results or the broker report now."""
+        self._merge(self._task.event(kind, self._wall_clock(), details, state))
+
+    def _merge(self, event: TaskEvent) -> None:
         if event.kind.is_immediate:
             if event.is_final:
                 # The task may never start.
@@ -111,8 +167,10 @@ class EventMerger:
             return
         self._publish(event)
 
-    def observe(self, event: TaskEvent) -> None:
-        """Publish an event that the stream reports, in its turn, or let it release what waits for it."""
+    def observe(self, observation: Observation) -> None:
+        """Take an event of a worker: publish it in its turn, or release what waits for it."""
+        self.confirm_sent()
+        event = self._task.observed(observation)
         attempt = self._stream_attempts
         if event.kind.opens_attempt:
             # A second one is of the next attempt: a worker requeues a task before it reports that.
@@ -176,11 +234,11 @@ class EventMerger:
         waiting, self._waiting = self._waiting, []
         for event in waiting:
             # After a retry, the rest waits for the next attempt.
-            self.publish(event)
+            self._merge(event)
 
     def _close(self) -> None:
         self._stop_timer()
-        self._mergers.ended(self._task_id)
+        self._mergers.ended(self._task.task_id)
 
     def _stop_timer(self) -> None:
         if self._timer is not None:

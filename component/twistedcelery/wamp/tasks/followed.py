@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from celery import states
@@ -11,8 +10,8 @@ from twisted.python.failure import Failure
 
 from twistedcelery._deferreds import Waiters
 from twistedcelery.errors import CallCancelled, TwistedCeleryError
-from twistedcelery.wamp.event_kinds import FAILED, PROGRESS, RETRIED, REVOKED, SENT, STARTED, SUCCEEDED
-from twistedcelery.wamp.events.topics import TaskEvent
+from twistedcelery.wamp.event_kinds import FAILED, PROGRESS, RETRIED, REVOKED, STARTED, SUCCEEDED
+from twistedcelery.wamp.events.merge import OwnTask
 from twistedcelery.wamp.values import describe_exception, plain_text
 
 if TYPE_CHECKING:
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from twistedcelery import TaskDeferred
     from twistedcelery.wamp.context import Context
     from twistedcelery.wamp.event_kinds import EventKind
-    from twistedcelery.wamp.events.celery_events import Observation
     from twistedcelery.wamp.events.merge import EventMergers
     from twistedcelery.wamp.invocation import Caller
 
@@ -54,17 +52,15 @@ class FollowedTask:
     ) -> None:
         """Nothing happens before `start`.
 
-        :param arguments: the details of all events but progress
+        :param arguments: as of `twistedcelery.wamp.events.merge.OwnTask`
         :param ended: called once with how it ended: the name of the final event, or `UNDELIVERED`
         """
         self.task_id = call.task_id
         self.caller = caller
         self.state: str = states.PENDING
         self._call = call
-        self._arguments = arguments
         self._config = context.config
         self._clock = context.clock
-        self._wall_clock = context.wall_clock
         self._errors = context.errors
         self._ended = ended
         self._sent = False
@@ -75,7 +71,7 @@ class FollowedTask:
         self._has_ended = False
         #: The value, or the `Failure`.
         self._outcome: Any = None
-        self._events = mergers.begin(call.task_id, self._observed)
+        self._events = mergers.begin(OwnTask(call.task_name, call.task_id, caller.session, arguments))
 
     def publish_nothing(self) -> None:
         """Publish no events of this task."""
@@ -118,27 +114,22 @@ class FollowedTask:
         if not self._sent:
             self._sent = True
             self._since = self._clock.seconds()
-            self._publish(SENT, {})
+            self._events.confirm_sent()
 
     def _updated(self, state: str, meta: Any) -> None:
         self._confirm_sent()
         self.state = state
         if state == STARTED.state:
             self._since = self._clock.seconds()
-            self._publish(STARTED, {})
+            self._events.publish(STARTED, {})
         elif state == RETRIED.state:
-            self._publish(RETRIED, self._describe_failure(meta))
+            self._events.publish(RETRIED, self._describe_failure(meta))
         elif PROGRESS.name in self._config.events:
             # There may be thousands in a second.
-            self._events.publish(self._event(PROGRESS, {"meta": meta}, state))
+            self._events.publish(PROGRESS, {"meta": meta}, state)
         # RETRY comes with an exception. WAMP carries a description of it.
         for listener in tuple(self._listeners):
             listener(state, meta)
-
-    def _observed(self, observation: Observation) -> None:
-        """Celery's event stream reports something that a worker did."""
-        self._confirm_sent()
-        self._events.observe(_own_event(observation, self._call.task_name, self.caller, self._arguments))
 
     def _succeeded(self, value: Any) -> None:
         details: dict[str, Any] = {"runtime": max(0.0, self._clock.seconds() - self._since)}
@@ -176,38 +167,12 @@ class FollowedTask:
             details["traceback"] = plain_text(self._call.traceback)
         return details
 
-    def _event(self, kind: EventKind, details: Mapping[str, Any], state: str | None = None) -> TaskEvent:
-        return TaskEvent(
-            kind,
-            self._call.task_name,
-            self.task_id,
-            state or kind.state,
-            self._wall_clock(),
-            self.caller.session,
-            details,
-        )
-
-    def _publish(self, kind: EventKind, details: Mapping[str, Any]) -> None:
-        self._events.publish(self._event(kind, {**self._arguments, **details}))
-
     def _end(self, kind: EventKind, details: Mapping[str, Any]) -> None:
         self.state = kind.state
         self._ended(self, kind.name)
-        self._publish(kind, details)
+        self._events.publish(kind, details)
 
     def _settle(self, outcome: Any) -> None:
         self._has_ended = True
         self._outcome = outcome
         self._results.settle(outcome)
-
-
-def _own_event(
-    observation: Observation, task: str, caller: Caller, arguments: Mapping[str, Any]
-) -> TaskEvent:
-    """The event to publish for what the stream reports of a bridge's own task.
-
-    :param arguments: the task's arguments as they are, in place of the text that workers send
-    """
-    # Of the other details, the results have the values.
-    requeue = {key: value for key, value in observation.details.items() if key == "requeue"}
-    return replace(observation.of(task, caller.session), details={**arguments, **requeue})
