@@ -28,7 +28,7 @@ class Waiters(Generic[T]):
     __slots__ = ("_waiting",)
 
     def __init__(self) -> None:
-        # Ordered: who waited first is told first.
+        # Ordered: the first to wait is the first to be called back.
         self._waiting: dict[Deferred[T], None] = {}
 
     def __len__(self) -> int:
@@ -84,7 +84,7 @@ def settle(deferred: Deferred[Any], outcome: Any) -> None:
 
 
 def fork(deferred: Deferred[Any]) -> Deferred[None]:
-    """A Deferred of one's own, which fires when another has ended, however it did."""
+    """Return a new Deferred that fires with ``None`` once another has a result or a failure."""
     own: Deferred[None] = Deferred()
 
     def ended(result: Any) -> Any:
@@ -127,5 +127,5 @@ def close_all(*parts: Closeable | None) -> Deferred[None]:
 
 
 def _log_close_failure(failure: Failure) -> None:
-    # Whoever closes cannot do more than that; a leak must be seen all the same.
+    # Log it: nothing else can be done here, and a leak must be seen.
     _log.failure("disconnecting left something behind", failure=failure)

@@ -14,7 +14,7 @@ from twistedcelery.calls.dispatch import Route
 from twistedcelery.calls.dispatcher import Dispatcher
 from twistedcelery.calls.pacing import Pacer
 from twistedcelery.calls.task import TwistedTask
-from twistedcelery.errors import Disconnected
+from twistedcelery.errors import Disconnected, InvalidCall
 from twistedcelery.results.backend import ResultBackend
 from twistedcelery.results.pending import PendingResults
 from twistedcelery.transports.binding import Binding
@@ -40,9 +40,8 @@ REVOKE_TIMEOUT = 1.0
 class TwistedCelery:
     """Calls the tasks of a Celery application without blocking the reactor.
 
-    It is made ready for the application's settings here, again at the first call if they have changed
-    by then, and connects by itself at the first call. Every method is to be called on the reactor's
-    thread.
+    The client prepares for the application's settings when it is made, and again at the first call if
+    they have changed. It connects at the first call. Call every method on the reactor's thread.
     The application stays as it was: other threads may go on using it in Celery's own, blocking way.
 
     :param app: a configured `celery.Celery`
@@ -53,8 +52,8 @@ class TwistedCelery:
     :param transport: ``"auto"``: native where there is a native one, else Celery's own code in a few
         dedicated threads; ``"threads"``: always the latter; or a
         `twistedcelery.transports.interface.Transport`, such as `twistedcelery.testing.MemoryTransport`
-    :param disconnect_at_shutdown: whether it disconnects by itself when the reactor stops; an owner
-        who has something to finish first says ``False``, and disconnects it when that is done
+    :param disconnect_at_shutdown: whether to disconnect when the reactor stops; pass ``False`` if you
+        have something to finish first, and call `disconnect` yourself
     """
 
     def __init__(
@@ -68,7 +67,7 @@ class TwistedCelery:
         disconnect_at_shutdown: bool = True,
     ) -> None:
         if reactor is None:
-            # Importing it installs one, so it must not happen before somebody wants it.
+            # Importing it installs a reactor, which is the application's choice until now.
             from twisted.internet import reactor
         self.app = app
         self._reactor = reactor
@@ -78,7 +77,8 @@ class TwistedCelery:
         self._revoker = Revoker(reactor, self._binding)
         self._pending = pending
         self._backend = ResultBackend(reactor, self._binding, pending, self._revoker, self._control)
-        pacer = Pacer(reactor, time.perf_counter)
+        clock = time.perf_counter if isinstance(transport, str) else transport.pacing_clock
+        pacer = Pacer(reactor, clock)
         route = Route(pending, self._backend, pacer, reactor, publish_timeout, terminate)
         self._dispatcher = Dispatcher(self._binding, route, self._revoker)
         self._is_disconnecting = False
@@ -171,7 +171,12 @@ class TwistedCelery:
         """A Celery task whose ``delay`` and ``apply_async`` return Deferreds.
 
         :param task: a task of this client's application, or of another
+        :raises InvalidCall: it is no task
         """
+        if isinstance(task, str) or not hasattr(task, "apply_async"):
+            raise InvalidCall(
+                f"task() takes a Celery task, not {task!r:.200}; to call one by name, use send_task()"
+            )
         return TwistedTask(self._dispatcher, task)
 
     def result(self, task_id: str) -> TaskResult:
@@ -207,12 +212,12 @@ class TwistedCelery:
         wakeup: bool = True,
         **options: Any,
     ) -> EventStream:
-        """Have functions called with Celery's events, from now on until the stream is closed.
+        """Call functions with Celery's events, from now on until the stream is closed.
 
         :param handlers: by event type; ``"*"`` has those events that have no handler of their own
         :param state: ``True``, or a ``celery.events.state.State`` of your own: one that is kept up
             to date, as the stream's ``state``
-        :param wakeup: whether to have workers tell at once that they are there
+        :param wakeup: whether to ask workers for a heartbeat at once
         :param options: further ones of Celery's ``app.events.Receiver``, such as ``routing_key``
         :raises InvalidCall: for options that it does not take
         :raises Disconnected: after `disconnect`
@@ -249,7 +254,7 @@ class TwistedCelery:
                 "result came"
             )
         )
-        # What was cancelled is to be revoked, if the broker can be told within a moment.
+        # Revoke what was cancelled, if the broker takes the command within a moment.
         revoked = self._revoker.flush()
         revoked.addTimeout(REVOKE_TIMEOUT, self._reactor, lambda _failure, _seconds: None)
         return revoked.addCallback(lambda _: self._binding.close())

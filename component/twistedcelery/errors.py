@@ -85,7 +85,7 @@ class UnsupportedByBackend(ConfigurationError, NotImplementedError):
 
 
 class PublishError(TwistedCeleryError):
-    """The task did not reach the broker, or nobody can say whether it did."""
+    """The task did not reach the broker, or it is not known whether it did."""
 
 
 class InvalidCall(PublishError, TypeError, ValueError):
@@ -164,7 +164,7 @@ class Disconnected(TwistedCeleryError):
 
 
 def renewed(error: E) -> E:
-    """The same error once more, for one more caller: an exception that is raised keeps a traceback."""
+    """Make the same error for another caller: each raised exception keeps its own traceback."""
     again = type(error)(*error.args)
     again.__cause__ = error.__cause__
     return again

@@ -15,10 +15,10 @@ import pytest
 from celery import chain, chord, group
 from celery.canvas import Signature
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.python.failure import Failure
 
 from tests.real.canvas.cases import KEPT, PLAIN
 from tests.support.canvasapp import create_app
+from tests.support.outcomes import error_of, outcomes_of
 from tests.support.transport import FakeTransport, pacer_of
 from twistedcelery import GroupDeferred, TwistedCelery
 from twistedcelery.errors import (
@@ -97,21 +97,6 @@ def site(monkeypatch):
     return Site()
 
 
-def outcomes_of(deferred: Deferred[Any]) -> list[Any]:
-    """A list that the outcome is put into: the value, or the exception."""
-    outcomes: list[Any] = []
-    deferred.addBoth(
-        lambda outcome: outcomes.append(outcome.value if isinstance(outcome, Failure) else outcome)
-    )
-    return outcomes
-
-
-def error_of(deferred: Deferred[Any], expected: type[BaseException]) -> BaseException:
-    (outcome,) = outcomes_of(deferred)
-    assert isinstance(outcome, expected), outcome
-    return outcome
-
-
 # Encoding
 
 
@@ -137,6 +122,44 @@ def test_sending_does_no_io_and_leaves_the_application_alone(case, monkeypatch):
     assert site.app.AsyncResult.app is site.app.GroupResult.app is site.app
     if before is not None:
         assert json.dumps(canvas, default=dict) == before
+    call.addErrback(lambda failure: failure.trap(Disconnected))
+    site.tx_app.disconnect()
+
+
+#: Canvases given in forms in which Celery itself sends a part at once.
+UNUSUAL_FORMS = {
+    "body of an empty chord as a keyword": lambda tx, add, total: tx.apply_async(
+        chord([]), kwargs={"body": add(1)}
+    ),
+    "empty chord": lambda tx, add, total: tx.apply_async(chord([], add(1))),
+    "empty chord of a generator": lambda tx, add, total: tx.apply_async(chord((n for n in ()), add(1))),
+    "body of a chord as a keyword": lambda tx, add, total: tx.apply_async(
+        chord([add(1, 1)]), kwargs={"body": total}
+    ),
+    "links of a chain": lambda tx, add, total: tx.apply_async(
+        chain(add(1, 1), add(1)), link=add(2), link_error=[add(3, 3)]
+    ),
+    "links of a signature": lambda tx, add, total: tx.apply_async(add(1, 1), link=[add(2)]),
+    "chord as an option": lambda tx, add, total: tx.apply_async(add(1, 1), chord=total),
+}
+
+
+@pytest.mark.parametrize("form", UNUSUAL_FORMS)
+def test_nothing_leaves_by_celerys_own_client(form, monkeypatch):
+    """Celery's connections, producers and result backend are never used, whatever the form."""
+
+    def forbidden(*_: Any, **__: Any) -> None:
+        raise AssertionError("Celery's blocking client was used")
+
+    site = Site("redis://127.0.0.1:1")
+    monkeypatch.setattr("kombu.connection.Connection.ensure_connection", forbidden)
+    monkeypatch.setattr("kombu.connection.Connection.connect", forbidden)
+    monkeypatch.setattr("kombu.connection.Connection.default_channel", property(forbidden))
+    monkeypatch.setattr("celery.backends.redis.RedisBackend.client", property(forbidden))
+    call = UNUSUAL_FORMS[form](site.tx_app, site.add, site.task("total").s())
+    for answer in site.store.answers:
+        answer.callback(None)
+    assert site.sent, outcomes_of(call)
     call.addErrback(lambda failure: failure.trap(Disconnected))
     site.tx_app.disconnect()
 
@@ -573,8 +596,8 @@ def test_a_call_that_nobody_holds_is_freed_when_it_has_ended(site, logged_errors
 
 def test_a_tasks_signature_is_checked(site):
     """Arguments that the task does not take fail the call, as ``Task.apply_async`` raises."""
-    error_of(site.tx_app.task(site.task("add")).delay(1), TypeError)
-    error_of(site.tx_app.apply_async(site.add(1)), TypeError)
+    error_of(site.tx_app.task(site.task("add")).delay(1), InvalidCall)
+    error_of(site.tx_app.apply_async(site.add(1)), InvalidCall)
     assert not site.sent
 
 

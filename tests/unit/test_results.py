@@ -9,7 +9,8 @@ import celery.result
 import pytest
 from celery import group
 
-from tests.unit.test_canvas import Site, error_of, outcomes_of
+from tests.support.outcomes import error_of, outcomes_of
+from tests.unit.test_canvas import Site
 from twistedcelery import GroupResult, TaskResult
 
 #: What Celery's results have and these do not, with the reason.

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
-from twisted.python.failure import Failure
 
+from tests.support.outcomes import outcomes_of
 from twistedcelery.errors import BrokerUnavailable
 from twistedcelery.workers.revoker import Revoker
 
@@ -43,14 +43,6 @@ class Broadcasts:
 
     def turn(self) -> None:
         self.reactor.advance(0)
-
-
-def outcomes_of(deferred: Deferred[Any]) -> list[Any]:
-    outcomes: list[Any] = []
-    deferred.addBoth(
-        lambda outcome: outcomes.append(outcome.value if isinstance(outcome, Failure) else outcome)
-    )
-    return outcomes
 
 
 @pytest.fixture

@@ -42,8 +42,8 @@ class TaskDeferred(Deferred[Any]):
     """
 
     def __init__(self, task_id: str, task_name: str, revoker: Revoker) -> None:
-        # Not self._cancel: that would be a cycle, and the error of a call that nobody holds any more
-        # would be logged at some later garbage collection only.
+        # Not self._cancel: that would be a cycle, and the unhandled error of a dropped call would be
+        # logged only at some later garbage collection.
         super().__init__(canceller=TaskDeferred._cancel)  # type: ignore[arg-type]  # it is called with self
         self.task_id = task_id
         self.task_name = task_name
@@ -56,7 +56,7 @@ class TaskDeferred(Deferred[Any]):
         self._listeners: list[UpdateCallback] = []
         #: How its publication ended: ``True``, a `Failure`, or ``False`` where it has not.
         self._publication: Failure | bool = False
-        self._published: Waiters[None] = Waiters()
+        self._published: Waiters[None] | None = None
 
     @property
     def id(self) -> str:
@@ -83,6 +83,8 @@ class TaskDeferred(Deferred[Any]):
             return succeed(None)
         if isinstance(self._publication, Failure):
             return fail(self._publication)
+        if self._published is None:
+            self._published = Waiters()
         return self._published.wait()
 
     @property
@@ -91,7 +93,7 @@ class TaskDeferred(Deferred[Any]):
         return self.meta.get("traceback") if self.meta is not None else None
 
     def on_update(self, callback: UpdateCallback) -> TaskDeferred:
-        """Be told of each state that is not final.
+        """Call a function with each state that is not final.
 
         :param callback: called as ``callback(state, meta)``, for example
             ``('PROGRESS', {'current': 3, 'total': 10})``. For ``RETRY``, ``meta`` is the
@@ -163,7 +165,8 @@ class TaskDeferred(Deferred[Any]):
         if self._publication is not False:
             return
         self._publication = outcome
-        self._published.settle(outcome if isinstance(outcome, Failure) else None)
+        if self._published is not None:
+            self._published.settle(outcome if isinstance(outcome, Failure) else None)
 
 
 class GroupDeferred(TaskDeferred):

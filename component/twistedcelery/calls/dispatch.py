@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from enum import Enum, auto
+from enum import IntEnum, auto
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -30,7 +30,10 @@ __all__ = ["TRANSITIONS", "Dispatch", "Event", "Route", "State"]
 _log = Logger()
 
 
-class State(Enum):
+# Integers, which are cheap keys: each call looks up five steps.
+
+
+class State(IntEnum):
     """Where a call stands."""
 
     QUEUED = auto()  #: waits for its turn to be encoded
@@ -42,7 +45,7 @@ class State(Enum):
     CANCELLED = auto()  #: its caller has given it up
 
 
-class Event(Enum):
+class Event(IntEnum):
     """What moves it."""
 
     ENCODE = auto()
@@ -109,12 +112,14 @@ class Dispatch:
         "_waits",
         "call",
         "state",
+        "task_id",
     )
 
     def __init__(
         self, call: TaskDeferred, encode: Callable[[], Encoded], transport: BoundTransport, route: Route
     ) -> None:
         self.call = call
+        self.task_id = call.task_id
         self.state = State.QUEUED
         self._encode = encode
         self._transport = transport
@@ -139,7 +144,7 @@ class Dispatch:
         try:
             encoded = self._encode()
         except BaseException as error:
-            # An eager task may raise anything, and has only this way to its caller.
+            # An eager task may raise anything; the call is the only way to report it.
             self.refuse(Failure(error))
             return
         if not self._move(Event.ENCODE):
@@ -194,9 +199,10 @@ class Dispatch:
     def _publish(self, messages: Sequence[OutgoingMessage]) -> None:
         if not self._move(Event.PUBLISH):
             return
-        count = self._unconfirmed = sum(message.task_id is not None for message in messages)
+        # One more until all are handed over, so that what is confirmed at once does not end it early.
+        self._unconfirmed = 1
         for message in messages:
-            if self.state not in (State.PUBLISHED, State.CONFIRMED):
+            if self.state is not State.PUBLISHED:
                 # An earlier one was refused at once.
                 return
             publication = self._transport.publisher.publish(message)
@@ -204,24 +210,22 @@ class Dispatch:
                 publication.addErrback(_log_event_lost)
                 continue
             self._publications.append(publication)
-            publication.addCallbacks(self._confirmed, self._not_published, errbackArgs=(message, count > 1))
-        if not self._publications:
-            # Tasks that were run eagerly.
-            self._all_confirmed()
+            self._unconfirmed += 1
+            publication.addCallbacks(self._confirmed, self._not_published, errbackArgs=(message,))
+        self._one_less()
 
     def _confirmed(self, _: object) -> None:
         self._is_taken = True
-        self._unconfirmed -= 1
-        if not self._unconfirmed:
-            self._all_confirmed()
+        self._one_less()
 
-    def _all_confirmed(self) -> None:
-        if not self._move(Event.CONFIRM):
+    def _one_less(self) -> None:
+        self._unconfirmed -= 1
+        if self._unconfirmed or not self._move(Event.CONFIRM):
             # A fast worker's reply can overtake the broker's confirmation.
             return
         self.call.mark_published()
         if self.state is not State.CONFIRMED:
-            # Whoever waited for that has cancelled the call.
+            # A callback of `published` has cancelled the call.
             return
         if self._join is not None:
             self._join.check()
@@ -230,7 +234,7 @@ class Dispatch:
         if self.state is State.CONFIRMED and not self._transport.results.available:
             self.fail(NoResultBackend(f"{self.task_name} was sent; {NoResultBackend.__doc__}"))
 
-    def _not_published(self, failure: Failure, message: OutgoingMessage, one_of_many: bool) -> None:
+    def _not_published(self, failure: Failure, message: OutgoingMessage) -> None:
         if failure.check(CancelledError):
             # Withdrawn before it was sent.
             return
@@ -239,7 +243,7 @@ class Dispatch:
             # Its caller cancelled after the message had left: the broker may have the task.
             self._revoke()
             return
-        if one_of_many and isinstance(failure.value, TwistedCeleryError):
+        if len(self._publications) > 1 and isinstance(failure.value, TwistedCeleryError):
             name = message.headers.get("task", "a task")
             error = type(failure.value)(f"{name} [{message.task_id}]: {failure.value}")
             error.__cause__ = failure.value
@@ -247,11 +251,6 @@ class Dispatch:
         self.refuse(failure)
 
     # The way back: a single task's, as a `twistedcelery.results.pending.Waiting`
-
-    @property
-    def task_id(self) -> str:
-        """The call's."""
-        return self.call.task_id
 
     @property
     def task_name(self) -> str:
@@ -269,6 +268,8 @@ class Dispatch:
 
     def finish(self, meta: Mapping[str, Any]) -> None:
         """The task has ended."""
+        # Who calls this waits no more.
+        self._waits = False
         if self._move(Event.END):
             self._let_go()
             self.call.finish(meta)
@@ -336,7 +337,7 @@ class Dispatch:
         self.call.revoke(self._route.terminate).addErrback(self._not_revoked)
 
     def _not_revoked(self, failure: Failure) -> None:
-        # The caller has gone; there is nobody else to tell.
+        # Log it: the caller has gone.
         _log.warn(
             "task {id} was cancelled, but could not be revoked: {error}",
             id=self.task_id,
@@ -345,5 +346,5 @@ class Dispatch:
 
 
 def _log_event_lost(failure: Failure) -> None:
-    # The event informs monitors; the task itself is published, or fails, on its own.
+    # The event is for monitors; the task succeeds or fails without it.
     _log.warn("a task-sent event could not be published: {error}", error=failure.value)

@@ -50,10 +50,15 @@ class Dispatcher:
     ) -> TaskDeferred:
         """As `twistedcelery.TwistedCelery.send_task`."""
         try:
+            if not isinstance(name, str):
+                raise InvalidCall(
+                    f"send_task() takes the name of a task, not {name!r:.200}; to call a task itself, use "
+                    "task(the_task).apply_async(...)"
+                )
             transport = self._binding.use()
             named = transport.encoder.options(positional, options)
         except TwistedCeleryError as error:
-            return self._refused(error, options, name)
+            return self._refused(error, options, str(name))
         call = TaskDeferred(named.pop("task_id", None) or uuid(), name, self._revoker)
         at_once = self._route.pacer.has_room()
         if not at_once:
@@ -112,7 +117,8 @@ class Dispatcher:
         except TwistedCeleryError as error:
             return self._refused(error, options, name)
         if is_composed(signature):
-            apply_async = partial(bound.apply_async, args, kwargs, **options)
+            own_way = transport.canvas_encoder.options
+            apply_async = partial(bound.apply_async, args, own_way(kwargs or {}), **own_way(options))
             return self._send_composed(name, _encoding(transport, name, apply_async, resend), transport)
         task_id = options.pop("task_id", None) or own.get("task_id") or uuid()
         apply_async = partial(bound.apply_async, args, kwargs, task_id=task_id, **options)

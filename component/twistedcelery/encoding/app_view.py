@@ -27,7 +27,7 @@ __all__ = ["OfflineBackend", "backend_class", "bind_task", "view_of"]
 def backend_class(app: Celery) -> type[Any]:
     """The class of an application's result backend, without making one.
 
-    `DisabledBackend` where the class cannot be had: whoever uses the backend will be told why.
+    `DisabledBackend` where the class cannot be imported: using the backend will say why.
     """
     try:
         cls = by_url(app.backend_cls or app.conf.result_backend, app.loader)[0]

@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
+from celery.canvas import Signature
 from celery.local import Proxy, maybe_evaluate
 from celery.result import ResultSet
 
 from twistedcelery.encoding.app_view import bind_task, view_of
 from twistedcelery.encoding.chords import ChordBackend
+from twistedcelery.encoding.encoder import Recorder, translated
 from twistedcelery.encoding.message import Encoded
-from twistedcelery.encoding.recorder import Recorder, translated
 from twistedcelery.encoding.signatures import rebind
 from twistedcelery.errors import InvalidCall
 
@@ -46,6 +47,20 @@ class CanvasEncoder:
         with translated(f"signature {signature!r:.200}"):
             return rebind(signature, self._view, copy)
 
+    def options(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Options and keyword arguments of a call, whose signatures send what they send to this encoder.
+
+        Celery sends some of them at once: the body of an empty chord, for one.
+        """
+        return {name: self._rebound(value) for name, value in options.items()}
+
+    def _rebound(self, value: Any) -> Any:
+        if isinstance(value, Signature):
+            return self.signature(value)
+        if isinstance(value, list | tuple) and any(isinstance(one, Signature) for one in value):
+            return type(value)(self._rebound(one) for one in value)
+        return value
+
     def task(self, task: Any) -> Any:
         """A copy of a task that sends what it sends to this encoder."""
         # The decorator of an application gives a proxy, until the application is finalized; that of
@@ -59,7 +74,7 @@ class CanvasEncoder:
     def encode(self, what: str, apply_async: Callable[[], Any], *, resend: bool) -> Encoded:
         """Send something here.
 
-        :param what: for whoever reads an error
+        :param what: names it in errors
         :param apply_async: sends, through what `signature` or `task` gave
         :param resend: whether messages may be sent again when their confirmation is lost
         :raises EncodeError: arguments cannot be serialised

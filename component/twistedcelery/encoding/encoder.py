@@ -8,25 +8,40 @@ expiry, stamps, signals, serialisation, compression and signing are those of the
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
-from typing import TYPE_CHECKING, Any
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import celery.exceptions
+import kombu.exceptions
+from amqp import Message
+from celery.app.amqp import AMQP
+from celery.utils.time import maybe_iso8601
+from kombu.messaging import Producer
 
 from twistedcelery.encoding.app_view import view_of
 from twistedcelery.encoding.message import Encoded, OutgoingMessage
-from twistedcelery.encoding.recorder import Recorder, translated
-from twistedcelery.errors import InvalidCall
+from twistedcelery.errors import EncodeError, InvalidCall, QueueNotFound, TwistedCeleryError
 
 if TYPE_CHECKING:
     from celery import Celery
+    from kombu.connection import Connection
 
-__all__ = ["Encoder", "allowed_options"]
+__all__ = ["Encoder", "Recorder", "allowed_options", "translated"]
 
 #: Options of ``send_task`` that would take the message past this client.
 _BLOCKING_OPTIONS = ("connection", "producer", "publisher")
 
 _NOTHING: frozenset[str] = frozenset()
+
+#: What may stand among a message's properties: those of AMQP 0-9-1, and options that Celery puts into a
+#: message's body or headers, or keeps for a chord, and leaves among the properties as well.
+_OPTIONS = {name for name, _ in Message.PROPERTIES if name != "application_headers"}.union(
+    *(inspect.signature(make).parameters for make in (AMQP.as_task_v1, AMQP.as_task_v2)),
+    ("interval", "max_retries"),
+)
 
 
 class Encoder:
@@ -91,16 +106,16 @@ class Encoder:
                 name, args, kwargs, task_id=task_id, producer=recorder, result_cls=_Sent, **options
             )
             message, *events = recorded
-        asks = message.outgoing(mandatory=True, resend=options.get("retry") is True)
-        return Encoded(
-            (asks, *[event.outgoing() for event in events]),
-            ignored=frozenset((task_id,)) if self._is_ignored(name, sent) else _NOTHING,
-        )
+        messages = [message.outgoing(mandatory=True, resend=options.get("retry") is True)]
+        for event in events:
+            messages.append(event.outgoing())  # noqa: PERF401  # most calls have none
+        ignored = self._is_ignored(name, sent)
+        return Encoded(messages, ignored=frozenset((task_id,)) if ignored else _NOTHING)
 
     def _is_ignored(self, name: str, sent: _Sent) -> bool:
         if sent.ignored is not None:
             return bool(sent.ignored)
-        # The worker keeps the result of such a task to itself; whoever waits for it waits for ever.
+        # A worker sends no reply for a task with ``ignore_result=True``; waiting would never end.
         # The plain registry, as in Celery's send_task: looking here must not finalize the application.
         registry = self._view._tasks  # noqa: SLF001  # see above
         return bool(getattr(registry.get(name), "ignore_result", False))
@@ -168,6 +183,156 @@ class _Sent:
 
     def as_tuple(self) -> tuple[tuple[str, None], None]:
         return (self.id, None), None
+
+
+def _suggested(name: str, known: Iterable[str]) -> str:
+    """A wrong name, with the one that was meant where that is likely."""
+    close = get_close_matches(name, sorted(known), n=1)
+    return f"{name!r}; did you mean {close[0]!r}?" if close else repr(name)
+
+
+@contextmanager
+def translated(what: str) -> Iterator[None]:
+    """Celery's refusals as errors of this package.
+
+    :param what: was to be encoded
+    """
+    try:
+        yield
+    except TwistedCeleryError:
+        raise
+    except kombu.exceptions.EncodeError as error:
+        raise EncodeError(f"{what}: the arguments cannot be serialised: {error}") from error
+    except celery.exceptions.QueueNotFound as error:
+        raise QueueNotFound(
+            f"{what}: {error.args[0]}; task_create_missing_queues is off, so that none is made"
+        ) from error
+    except Exception as error:
+        raise InvalidCall(f"{what}: {error}") from error
+
+
+class Recorder(Producer):
+    """A kombu producer that keeps its messages."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._declare: tuple[Any, ...] = ()
+        self._recorded: list[_Recorded] = []
+        super().__init__(_RecordingChannel(connection, self._record), auto_declare=False)  # type: ignore[no-untyped-call]  # as all of kombu
+
+    @contextmanager
+    def recording(self) -> Iterator[list[_Recorded]]:
+        """Keep what is published in the list given, and nowhere else.
+
+        Not what an earlier call published before it failed, and not what the handler of one of
+        Celery's signals sends meanwhile: that has a recording of its own.
+        """
+        outer, self._recorded = self._recorded, []
+        try:
+            yield self._recorded
+        finally:
+            self._recorded = outer
+
+    def publish(
+        self,
+        body: Any,
+        *args: Any,
+        declare: Sequence[Any] | None = None,
+        retry: bool = False,
+        retry_policy: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        # Declaring and retrying are the transport's work: it has the connection.
+        self._declare = tuple(declare or ())
+        super().publish(body, *args, **options)  # type: ignore[no-untyped-call]  # as all of kombu
+
+    def _record(
+        self, message: _Prepared, exchange: str, routing_key: str, confirm_timeout: float | None
+    ) -> None:
+        unknown = message.properties.keys() - _OPTIONS
+        if unknown:
+            raise InvalidCall(f"there is no option {_suggested(min(unknown), _OPTIONS)}")
+        eta = message.headers.get("eta")
+        if isinstance(eta, str) and "task" in message.headers:
+            # Workers drop a task whose ETA they cannot read, without a reply.
+            maybe_iso8601(eta)
+        self._recorded.append(_Recorded(message, exchange, routing_key, self._declare, confirm_timeout))
+
+
+class _Recorded(NamedTuple):
+    """A message and where it was sent. A tuple, as `_Prepared` is: made for each call, these cost a
+    third of a frozen dataclass.
+    """
+
+    message: _Prepared
+    exchange: str
+    routing_key: str
+    declare: tuple[Any, ...]
+    confirm_timeout: float | None
+
+    def outgoing(self, *, mandatory: bool = False, resend: bool = False) -> OutgoingMessage:
+        return OutgoingMessage(
+            body=self.message.body,
+            properties=self.message.properties,
+            headers=self.message.headers,
+            exchange=self.exchange,
+            routing_key=self.routing_key,
+            declare=self.declare,
+            mandatory=mandatory,
+            resend=resend,
+            confirm_timeout=self.confirm_timeout,
+        )
+
+
+class _Prepared(NamedTuple):
+    body: bytes
+    properties: dict[str, Any]
+    headers: dict[str, Any]
+
+
+class _RecordingChannel:
+    """As much of kombu's channel interface as ``kombu.Producer.publish`` uses."""
+
+    def __init__(self, connection: Connection, record: Any) -> None:
+        self.connection = _ChannelConnection(connection)
+        self._record = record
+
+    def prepare_message(
+        self,
+        body: bytes | str,
+        priority: int | None = None,
+        content_type: str | None = None,
+        content_encoding: str | None = None,
+        headers: dict[str, Any] | None = None,
+        properties: dict[str, Any] | None = None,
+    ) -> _Prepared:
+        return _Prepared(
+            body.encode("utf-8") if isinstance(body, str) else bytes(body),
+            {
+                "content_type": content_type,
+                "content_encoding": content_encoding,
+                "priority": priority,
+                **(properties or {}),
+            },
+            headers or {},
+        )
+
+    def basic_publish(
+        self,
+        message: _Prepared,
+        exchange: str = "",
+        routing_key: str = "",
+        timeout: float | None = None,
+        confirm_timeout: float | None = None,
+        **_flags: Any,
+    ) -> None:
+        self._record(message, exchange, routing_key, confirm_timeout or timeout)
+
+
+class _ChannelConnection:
+    """kombu finds its ``Connection`` as ``channel.connection.client``."""
+
+    def __init__(self, client: Connection) -> None:
+        self.client = client
 
 
 class _PoolOfOne:

@@ -1,4 +1,4 @@
-"""Makes results by id, and answers what they are asked: from the result backend, or from what was seen."""
+"""Makes results by id, and answers their questions from the result backend or from recent states."""
 
 from __future__ import annotations
 
@@ -94,14 +94,14 @@ class ResultBackend:
     # Waiting
 
     def listen(self, join: Join) -> Deferred[None] | None:
-        """Begin to wait for a join's tasks.
+        """Begin to wait for the tasks of a join.
 
         :return: fires when no state of theirs is missed; ``None``: it is so already
         """
         return self._pending.add_all(join.members)
 
     def dismiss(self, join: Join) -> None:
-        """Wait for a join's tasks no longer."""
+        """Stop waiting for the tasks of a join."""
         join.stop()
         for member in join.members:
             self._pending.discard(member)
@@ -135,7 +135,7 @@ class ResultBackend:
             in_order=transport.in_order,
             propagate=propagate,
             follow_parents=follow_parents,
-            told=callback,
+            on_value=callback,
         )
         done: Deferred[Any] = Deferred(lambda _: self.dismiss(join))
         listening = self.listen(join) or succeed(None)
@@ -150,7 +150,7 @@ class ResultBackend:
         return done
 
     def _look_up(self, join: Join, store: ResultStore | None) -> Deferred[Any] | None:
-        """Ask for what has happened before anybody listened."""
+        """Look up what was stored before the waiting began."""
         if store is None or join.over:
             return None
 

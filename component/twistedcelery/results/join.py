@@ -24,7 +24,7 @@ UpdateCallback = Callable[[str, Any], None]
 class Join:
     """Waits for all the tasks that a result depends on, and ends as ``get()`` of Celery's does.
 
-    A parent that fails ends it, whatever becomes of the result itself. A group ends with its first
+    A parent that fails ends it, even if the result succeeds. A group ends with its first
     failing member; where its members are looked at as they come, one that is the body of a chord
     fails with what the worker made of its header's failure.
 
@@ -35,7 +35,7 @@ class Join:
     :param updated: called with each state that is not final, of the tasks whose value is waited for
     :param propagate: whether errors of tasks are failures; they are values otherwise
     :param follow_parents: whether parents are looked at
-    :param told: called with the id and the value of each member of a group, or of the task, as soon as
+    :param on_value: called with the id and the value of each member of a group, or of the task, as soon as
         Celery would look at it; what it raises ends the join
     """
 
@@ -48,10 +48,10 @@ class Join:
         in_order: bool,
         propagate: bool = True,
         follow_parents: bool = True,
-        told: Callable[[str, Any], object] | None = None,
+        on_value: Callable[[str, Any], object] | None = None,
     ) -> None:
-        self._told = told
-        self._untold: list[AnyResult] = [root] if root.members is None else list(root.members)
+        self._on_value = on_value
+        self._not_passed_on: list[AnyResult] = [root] if root.members is None else list(root.members)
         self._root = root
         self._ended = ended
         self._updated = updated
@@ -74,9 +74,9 @@ class Join:
         ]
 
     def check(self) -> None:
-        """Tell of values that are known; end now, if everything is."""
-        if self._told is not None:
-            self._tell(self._told)
+        """Pass on values that are known; end now, if all are."""
+        if self._on_value is not None:
+            self._pass_on_values(self._on_value)
         if self.over:
             return
         if not self._needed or self._failed:
@@ -89,9 +89,9 @@ class Join:
     def stop(self) -> None:
         """End without an outcome."""
         self.over = True
-        # Who waits has a way to stop this, and must be freed when it is dropped.
-        self._ended = _nobody
-        self._updated = self._told = None
+        # The waiting call refers to this; without the cycle it is freed when it is dropped.
+        self._ended = _ignore
+        self._updated = self._on_value = None
 
     def task_updated(self, task_id: str, state: str, meta: Any) -> None:
         """A task has a state that is not final."""
@@ -112,18 +112,18 @@ class Join:
         if not self.over and (task_id in self._leaves or not isinstance(error, ResultError)):
             self._end(Failure(error))
 
-    def _tell(self, told: Callable[[str, Any], object]) -> None:
-        for result in tuple(self._untold):
+    def _pass_on_values(self, on_value: Callable[[str, Any], object]) -> None:
+        for result in tuple(self._not_passed_on):
             value = self._value(result, is_member=result is not self._root)
             if value is _PENDING and not self._in_order:
                 continue
             if value is _PENDING or isinstance(value, Failure):
                 return
-            self._untold.remove(result)
+            self._not_passed_on.remove(result)
             try:
-                told(result.id, value)
+                on_value(result.id, value)
             except Exception:
-                # As with Celery's client, which lets it through to whoever waits.
+                # Like Celery, whose ``get()`` raises it.
                 self._end(Failure())
                 return
 
@@ -192,8 +192,8 @@ class Member:
         self._join.task_lost(self.task_id, error)
 
 
-def _nobody(_outcome: Any) -> None:
-    """Who is told of the outcome of a join that was stopped."""
+def _ignore(_outcome: Any) -> None:
+    """Take the outcome of a join that was stopped."""
 
 
 def _first_failure(result: AnyResult) -> Failure | None:

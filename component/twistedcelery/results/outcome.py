@@ -1,4 +1,4 @@
-"""What the state of a task means to whoever waits for it."""
+"""Turns the final state of a task into a value or a failure."""
 
 from __future__ import annotations
 

@@ -1,9 +1,11 @@
-"""Who waits for which task."""
+"""Keeps which calls wait for which task, and the last states of tasks."""
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
+from weakref import WeakValueDictionary
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
@@ -11,18 +13,26 @@ from twisted.logger import Logger
 from twistedcelery._deferreds import all_done
 from twistedcelery.errors import ResultError, TwistedCeleryError
 from twistedcelery.results.outcome import FINAL_STATES
-from twistedcelery.results.state_cache import Holder, StateCache
 from twistedcelery.transports.interface import ResultSource
 
-__all__ = ["PendingResults", "Waiting"]
+__all__ = ["MAX_STATES", "PendingResults", "StateCache", "Waiting"]
 
 _log = Logger()
 
+#: How many states are kept that no call holds.
+MAX_STATES = 1000
+
+
+class Holder(Protocol):
+    """An object that has a task's final state, such as the call that waited for it."""
+
+    meta: Mapping[str, Any] | None
+
 
 class Waiting(Protocol):
-    """Who waits for a task: a call, or a part of one.
+    """An object that waits for a task: a call, or a part of one.
 
-    :ivar task_name: for whoever reads an error
+    :ivar task_name: names the task in errors
     """
 
     @property
@@ -33,7 +43,7 @@ class Waiting(Protocol):
 
     @property
     def holder(self) -> Holder:
-        """Who has the final state afterwards."""
+        """The object that has the final state afterwards."""
 
     def update(self, state: str, meta: Any) -> None:
         """The task has a state that is not final."""
@@ -48,10 +58,10 @@ class Waiting(Protocol):
 class PendingResults:
     """The tasks whose result has not come, by id.
 
-    A `twistedcelery.transports.interface.ReplyReceiver`. Replies may be doubled, late or for
-    nobody: the first final state ends the waiting, and whatever else comes is dropped.
+    A `twistedcelery.transports.interface.ReplyReceiver`. A reply may be a duplicate, late, or for an
+    unknown task: the first final state ends the waiting, and every other reply is dropped.
 
-    :ivar source: watches the tasks; set before anybody waits
+    :ivar source: watches the tasks; set before the first `add`
     :ivar states: the last states
     """
 
@@ -88,7 +98,7 @@ class PendingResults:
             self._forget(waiting.task_id)
 
     def state_changed(self, task_id: str, meta: Mapping[str, Any]) -> None:
-        """Tell those who wait for the task; a final state ends the waiting."""
+        """Pass a state on to what waits for the task; a final state ends the waiting."""
         state = meta["status"]
         if state not in FINAL_STATES:
             self.states.note(task_id, meta)
@@ -104,12 +114,12 @@ class PendingResults:
             waiting.finish(meta)
 
     def reply_failed(self, task_id: str, error: ResultError) -> None:
-        """Fail those who wait for a task whose reply cannot be read."""
+        """Fail what waits for a task whose reply cannot be read."""
         for waiting in self._take(task_id):
             waiting.fail(error)
 
     def fail_all(self, make_error: Callable[[Waiting], TwistedCeleryError]) -> None:
-        """Fail everybody."""
+        """Fail everything that waits."""
         for task_id in list(self._waiting):
             for waiting in self._take(task_id):
                 waiting.fail(make_error(waiting))
@@ -117,7 +127,7 @@ class PendingResults:
     def _take(self, task_id: str) -> list[Waiting]:
         several = self._waiting.pop(task_id, None)
         if several is None:
-            _log.debug("a reply for task {id}, which nobody waits for, is dropped", id=task_id)
+            _log.debug("dropped a reply for task {id}: no call waits for it", id=task_id)
             return []
         self._forget(task_id)
         return several
@@ -125,3 +135,40 @@ class PendingResults:
     def _forget(self, task_id: str) -> None:
         assert self.source is not None
         self.source.forget(task_id)
+
+
+class StateCache:
+    """The last states of tasks: the most recent ones, and those of calls that are still referenced.
+
+    A result over ``rpc://`` is a message, and is gone once it is delivered. Results may be large, so a
+    result that was delivered to a call lives as long as the call.
+
+    :param limit: how many of the others are kept; the oldest is dropped first
+    """
+
+    def __init__(self, limit: int = MAX_STATES) -> None:
+        self._limit = limit
+        self._states: OrderedDict[str, Mapping[str, Any]] = OrderedDict()
+        self._holders: WeakValueDictionary[str, Holder] = WeakValueDictionary()
+
+    def note(self, task_id: str, meta: Mapping[str, Any]) -> None:
+        """Keep a state."""
+        self._states[task_id] = meta
+        self._states.move_to_end(task_id)
+        while len(self._states) > self._limit:
+            self._states.popitem(last=False)
+
+    def delivered(self, task_id: str, holder: Holder) -> None:
+        """Note which object has the final state."""
+        self._states.pop(task_id, None)
+        self._holders[task_id] = holder
+
+    def get(self, task_id: str) -> Mapping[str, Any] | None:
+        """The last state of a task, if it is known."""
+        holder = self._holders.get(task_id)
+        return self._states.get(task_id) if holder is None else holder.meta
+
+    def forget(self, task_id: str) -> None:
+        """Know it no longer."""
+        self._states.pop(task_id, None)
+        self._holders.pop(task_id, None)

@@ -1,7 +1,7 @@
 """Results by id: Celery's ``AsyncResult`` and ``GroupResult``, with Deferreds.
 
 The names are Celery's. What Celery answers after asking the result backend is a Deferred here, a
-new one for each time that it is asked for; what it knows by itself (``id``, ``parent``,
+new one for each access; what needs no question (``id``, ``parent``,
 ``results``) is the value.
 """
 
@@ -145,7 +145,7 @@ class TaskResult(_Result):
         self.id = id
         self.parent = parent
         self.task_name = task_name
-        #: Whether the task keeps its result to itself: then `get` gives ``None`` at once.
+        #: Whether the task has an ignored result: then `get` yields ``None`` at once.
         self.ignored = ignored
         self.meta: Mapping[str, Any] | None = None
 
@@ -158,7 +158,7 @@ class TaskResult(_Result):
 
     @property
     def state(self) -> Deferred[str]:
-        """The state, such as ``"PENDING"``, which also is that of a task that nobody knows."""
+        """The state, such as ``"PENDING"``, which is also the state of an unknown task."""
         return self._read("state")
 
     status = state
@@ -411,7 +411,7 @@ class GroupResult(_Result):
         return True
 
     def add(self, result: AnyResult) -> None:
-        """Add a member, unless it is one. Whoever waits already does not wait for it."""
+        """Add a member, unless it is one. A `get` that has begun does not wait for it."""
         if result not in self.results:
             self.results.append(result)
 

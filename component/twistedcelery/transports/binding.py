@@ -68,7 +68,7 @@ class BoundTransport:
 
 
 class BindingReceiver(ReplyReceiver, Protocol):
-    """Who is told of states, and by whom."""
+    """A receiver of states that knows their source."""
 
     source: ResultSource | None
 
@@ -78,7 +78,7 @@ class Binding:
     call should not cost; and again where the application was configured in between.
 
     :param choice: as ``transport`` of `twistedcelery.TwistedCelery`
-    :param receiver: is told of states, and given the source of them
+    :param receiver: called with states; its ``source`` is set
     :ivar bound: what is there to be used, closing included
     """
 
@@ -94,7 +94,7 @@ class Binding:
             self._bind()
             self._bound_for = self._settings()
         except TwistedCeleryError:
-            # Each call tries again and is told: nobody waits for an answer where a client is made.
+            # Each call tries again and fails with the error; the constructor never raises it.
             pass
 
     def use(self) -> BoundTransport:
@@ -138,7 +138,7 @@ class Binding:
 
 @contextmanager
 def _reading_settings() -> Iterator[None]:
-    """Celery reads its settings, and kombu the URLs, when they are wanted; each raises what it likes."""
+    """Translate what Celery and kombu raise when they read settings and URLs."""
     try:
         yield
     except TwistedCeleryError:

@@ -1,20 +1,23 @@
-"""A connection to a server that is made again whenever it is lost, whatever the protocol."""
+"""Keeps a connection to one of several servers, whatever the protocol: a lost one is made again."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any, Generic, Protocol, TypeVar
 
 from twisted.application.internet import backoffPolicy
 from twisted.internet import defer
+from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from twistedcelery._deferreds import Waiters
 from twistedcelery._types import Clock, Timer
 from twistedcelery.errors import BrokerUnavailable
 
-__all__ = ["Connection", "ConnectionUser", "Link", "State", "backoff"]
+__all__ = ["Connection", "ConnectionUser", "Link", "Refused", "Server", "State", "backoff", "caused"]
 
 _log = Logger()
 
@@ -24,6 +27,23 @@ backoff = backoffPolicy(initialDelay=0.1, maxDelay=10.0, factor=1.5)
 
 #: Seconds that closing in good order may take before the connection is dropped.
 CLOSE_TIMEOUT = 3.0
+
+
+class Refused(Exception):
+    """A server answered, and did not do what it was asked. The text is the server's.
+
+    It stays inside a transport. The part that asked translates it, for example into
+    `twistedcelery.errors.PublishRejected`.
+    """
+
+
+E = TypeVar("E", bound=BaseException)
+
+
+def caused(error: E, cause: BaseException | None) -> E:
+    """An error with its cause, where it is not raised: as ``raise error from cause``."""
+    error.__cause__ = cause
+    return error
 
 
 class State(Enum):
@@ -50,7 +70,7 @@ class Event(Enum):
     STOPPED = auto()
 
 
-#: What does not stand here is ignored: it comes from a link that no longer counts.
+#: Other events are ignored: they come from a link that was given up.
 TRANSITIONS: Mapping[tuple[State, Event], State] = {
     (State.IDLE, Event.START): State.CONNECTING,
     (State.IDLE, Event.STOP): State.CLOSED,
@@ -72,7 +92,7 @@ class Link(Protocol):
     """An open connection of some protocol; it ends once, and is not used again."""
 
     def on_lost(self, callback: Callable[[BrokerUnavailable], None], /) -> None:
-        """Be told, once, that the connection has ended, whoever ended it."""
+        """Call back once, when the connection has ended on either side."""
 
     def close(self) -> None:
         """Begin to close in good order."""
@@ -86,7 +106,7 @@ L_contra = TypeVar("L_contra", bound=Link, contravariant=True)
 
 
 class ConnectionUser(Protocol[L_contra]):
-    """Who a connection is kept for."""
+    """The part of a transport that uses a connection."""
 
     def prepare(self, link: L_contra, /) -> defer.Deferred[None]:
         """Make a new link ready for use; the connection is up once this fires."""
@@ -95,10 +115,11 @@ class ConnectionUser(Protocol[L_contra]):
         """The prepared link may be used."""
 
     def connection_lost(self, reason: BrokerUnavailable) -> None:
-        """The link, or an attempt to make one, came to nothing. Another attempt follows."""
+        """The link was lost, or an attempt to make one failed. Another attempt follows."""
 
 
-class Server(Protocol):
+@dataclass(frozen=True, slots=True)
+class Server:
     """One server to try.
 
     :ivar endpoint: where to connect
@@ -106,14 +127,9 @@ class Server(Protocol):
     :ivar address: for people to read; without the password
     """
 
-    @property
-    def endpoint(self) -> Any: ...
-
-    @property
-    def parameters(self) -> Any: ...
-
-    @property
-    def address(self) -> str: ...
+    endpoint: IStreamClientEndpoint
+    parameters: Any
+    address: str
 
 
 class ServerList(Protocol):
@@ -137,7 +153,7 @@ class Connection(Generic[L]):
     """Keeps one link to one of several servers.
 
     :param servers: where to connect; after each failure the next one is tried, at once until all were
-    :param user: is told when the link comes and goes
+    :param user: prepares each link, and is called when it comes and goes
     :param reactor: for time
     :param backoff: seconds to wait after all have failed, so many times in a row
         (`twisted.application.internet.backoffPolicy`)
@@ -164,7 +180,7 @@ class Connection(Generic[L]):
         self._link: L | None = None
         self._attempt: defer.Deferred[None] | None = None
         self._timer: Timer | None = None
-        self._closed_waiters: list[defer.Deferred[None]] = []
+        self._closed_waiters: Waiters[None] = Waiters()
 
     def start(self) -> None:
         """Connect, and stay connected until `close`. Does nothing once started."""
@@ -178,8 +194,7 @@ class Connection(Generic[L]):
 
     def close(self) -> defer.Deferred[None]:
         """Stop, in good order where there is a link. Bounded in time; safe to call twice."""
-        closed: defer.Deferred[None] = defer.Deferred()
-        self._closed_waiters.append(closed)
+        closed = self._closed_waiters.wait()
         if self._move(Event.STOP):
             self._clear_timer()
             if self.state is State.CLOSING:
@@ -188,7 +203,7 @@ class Connection(Generic[L]):
                 self._link.close()
             if self._attempt is not None:
                 self._attempt.cancel()
-        self._tell_closed()
+        self._fire_closed()
         return closed
 
     def _move(self, event: Event) -> bool:
@@ -202,13 +217,11 @@ class Connection(Generic[L]):
         try:
             server = self._servers.current()
         except Exception as error:
-            # Settings, or the function that makes a password: what is wrong may be put right later.
-            reason = BrokerUnavailable(str(error) or type(error).__name__)
-            reason.__cause__ = error
-            self._lost(reason)
+            # Settings, or the function that makes a password: both may work later.
+            self._lost(caused(BrokerUnavailable(str(error) or type(error).__name__), error))
             return
         self._address = server.address
-        # One limit for the whole attempt: a broker that accepts and never answers is no server.
+        # One limit for the whole attempt: a server may accept a connection and never answer.
         limit = self._servers.connect_timeout
         attempt: defer.Deferred[None] = self._opener(
             server.endpoint, server.parameters, self._reactor
@@ -221,7 +234,7 @@ class Connection(Generic[L]):
 
     def _opened(self, link: L) -> defer.Deferred[None]:
         if not self._move(Event.OPENED):
-            # Of an attempt that was given up.
+            # The attempt was given up.
             link.abort()
             raise defer.CancelledError
         self._link = link
@@ -245,8 +258,7 @@ class Connection(Generic[L]):
         error = failure.value
         if not isinstance(error, BrokerUnavailable):
             text = f"no answer within {limit:g} s" if failure.check(defer.TimeoutError) else str(error)
-            error = BrokerUnavailable(text)
-            error.__cause__ = failure.value
+            error = caused(BrokerUnavailable(text), failure.value)
         if self.state is not State.CLOSING:
             self._lost(error)
         if link is not None:
@@ -254,12 +266,12 @@ class Connection(Generic[L]):
 
     def _link_lost(self, link: L, reason: BrokerUnavailable) -> None:
         if link is not self._link:
-            # One that was given up before; its end is no news.
+            # It was given up before.
             return
         if self._move(Event.STOPPED):
             self._link = None
             self._clear_timer()
-            self._tell_closed()
+            self._fire_closed()
         else:
             self._lost(reason)
 
@@ -273,8 +285,7 @@ class Connection(Generic[L]):
         self._failures += 1
         rounds, tried = divmod(self._failures, self._servers.advance())
         delay = 0.0 if tried else self._backoff(rounds - 1)
-        described = type(reason)(f"{self._address}: {reason}")
-        described.__cause__ = reason
+        described = caused(type(reason)(f"{self._address}: {reason}"), reason)
         _log.warn("no connection: {reason}; trying again in {delay:.1f} s", reason=described, delay=delay)
         self._timer = self._reactor.callLater(delay, self._retry)
         self._user.connection_lost(described)
@@ -289,8 +300,6 @@ class Connection(Generic[L]):
             self._timer.cancel()
         self._timer = None
 
-    def _tell_closed(self) -> None:
+    def _fire_closed(self) -> None:
         if self.state is State.CLOSED:
-            waiters, self._closed_waiters = self._closed_waiters, []
-            for waiter in waiters:
-                waiter.callback(None)
+            self._closed_waiters.fire(None)

@@ -1,4 +1,4 @@
-"""Many time limits, one timer."""
+"""Limits the time of many things with one timer, and that of one Deferred with its own."""
 
 from __future__ import annotations
 
@@ -7,22 +7,33 @@ from heapq import heapify, heappop, heappush
 from itertools import count
 from typing import Generic, Protocol, TypeVar
 
+from twisted.internet.defer import Deferred
+
 from twistedcelery._types import Clock, Timer
 
-__all__ = ["Deadlines"]
+__all__ = ["Deadlines", "cancel_after"]
 
 #: Items that are kept before the settled ones among them are let go.
 MIN_SWEEP = 64
 
 
 class Settleable(Protocol):
-    """Something that may be over before its time is."""
+    """Something that may end before its time limit."""
 
     @property
     def settled(self) -> bool: ...
 
 
 T = TypeVar("T", bound=Settleable)
+D = TypeVar("D")
+
+
+def cancel_after(seconds: float, deferred: Deferred[D], reactor: Clock) -> Deferred[D]:
+    """Cancel a Deferred that has not fired in time. It fails with the error of its canceller.
+
+    :return: the same Deferred
+    """
+    return deferred.addTimeout(seconds, reactor, lambda failure, _: failure)  # type: ignore[arg-type]  # a zope interface
 
 
 class Deadlines(Generic[T]):
@@ -60,7 +71,7 @@ class Deadlines(Generic[T]):
             self._timer = None
 
     def _sweep(self) -> None:
-        """Let go of what is settled: its time may be up much later."""
+        """Let go of settled items, whose time limits may be far away."""
         self._heap = [entry for entry in self._heap if not entry[2].settled]
         heapify(self._heap)
         # So that sweeping costs no more than adding.

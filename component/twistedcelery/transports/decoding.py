@@ -1,4 +1,4 @@
-"""Bytes of a reply in, the state of a task out.
+"""Decodes the state of a task from a reply, or from a stored result.
 
 Workers on the ``rpc://`` backend send each state as a message whose payload is the result meta
 that Celery's other backends store: ``status``, ``result``, ``traceback``, ``children``,
@@ -19,10 +19,34 @@ from kombu.serialization import loads
 from twistedcelery.encoding.app_view import OfflineBackend
 from twistedcelery.errors import ReplyNotAccepted, ReplyTooLarge, ReplyUndecodable
 
-__all__ = ["MAX_REPLY_BYTES", "ReplyDecoder"]
+__all__ = ["MAX_REPLY_BYTES", "ReplyDecoder", "Undecodable", "check_meta"]
 
 #: What a compressed reply may grow to, in bytes.
 MAX_REPLY_BYTES = 256 * 1024 * 1024
+
+
+class Undecodable(dict[str, Any]):
+    """Takes the place of a meta that cannot be decoded, where an exception would break a connection.
+
+    :ivar error: what decoding raised
+    """
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(status=None, task_id=None)
+        self.error = error
+
+
+def check_meta(meta: Any) -> Mapping[str, Any]:
+    """A result meta that has what its readers rely on.
+
+    :raises ValueError: it has not
+    :raises Exception: the error of an `Undecodable`
+    """
+    if isinstance(meta, Undecodable):
+        raise meta.error
+    if not isinstance(meta, Mapping) or not isinstance(meta.get("status"), str) or "result" not in meta:
+        raise ValueError(f"{type(meta).__name__}, not a task result: a mapping with 'status' and 'result'")
+    return meta
 
 
 class _Decompressor(Protocol):
@@ -79,10 +103,10 @@ class ReplyDecoder:
         except Exception as error:
             # Serialisers are plug-ins: what they raise for bad bytes is theirs to choose.
             raise ReplyUndecodable(f"the reply is not valid {content_type!r}: {error}") from error
-        if not isinstance(meta, dict) or not isinstance(meta.get("status"), str) or "result" not in meta:
-            raise ReplyUndecodable(
-                f"the reply is {type(meta).__name__}, not a task result: a mapping with 'status' and 'result'"
-            )
+        try:
+            check_meta(meta)
+        except ValueError as error:
+            raise ReplyUndecodable(f"the reply is {error}") from error
         try:
             decoded: dict[str, Any] = self._backend.meta_from_decoded(meta)
         except Exception as error:

@@ -8,8 +8,9 @@ keeps. Every method is called on the reactor's thread, and every callback is mad
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -37,7 +38,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """Whom a transport makes its parts for.
+    """The client that a transport makes its parts for.
 
     :ivar app: the configured Celery application, whose settings say where to connect
     :ivar reactor: the reactor to run on
@@ -58,7 +59,11 @@ class Transport(ABC):
     `twistedcelery.transports.registry.register`.
 
     A client calls each method at most once. No part connects before it is used.
+
+    :ivar pacing_clock: seconds of real time, by which bursts of calls are spread over reactor turns
     """
+
+    pacing_clock: Callable[[], float] = staticmethod(time.perf_counter)
 
     @abstractmethod
     def publisher(self, setup: Setup) -> Publisher:
@@ -72,7 +77,7 @@ class Transport(ABC):
     def results(self, setup: Setup, receiver: ReplyReceiver) -> ResultSource:
         """Make what brings results from ``result_backend``.
 
-        :param receiver: is told of each state
+        :param receiver: called with each state
         """
 
     @abstractmethod
@@ -162,10 +167,10 @@ class ResultSource(Protocol):
 
 
 class SubscriptionUser(Protocol):
-    """Who a queue is consumed for."""
+    """The user of a subscription."""
 
     def consuming(self) -> None:
-        """Nothing that is sent from now on is missed. Told again after each interruption."""
+        """Every message from now on is received. Called again after each interruption."""
 
     def received(self, message: IncomingMessage) -> None:
         """A message from the queue. Whether to decode it is the user's decision."""
@@ -181,8 +186,8 @@ class Subscription(Protocol):
     """A queue that is consumed."""
 
     def cancel(self) -> Deferred[None]:
-        """Stop consuming, and delete the queue where it is ``auto_delete``. The user is told
-        nothing more.
+        """Stop consuming, and delete the queue where it is ``auto_delete``. The user is not
+        called any more.
 
         :return: fires once that is done, as far as the broker can be reached. Safe to call twice.
         """
@@ -192,7 +197,7 @@ class Subscriber(Protocol):
     """Consumes queues of the client's own, and purges those of workers."""
 
     def subscribe(self, queue: Any, user: SubscriptionUser) -> Subscription:
-        """Declare a queue and consume it until told otherwise; connect first where needed.
+        """Declare a queue and consume it until it is cancelled; connect first where needed.
 
         After a lost connection the queue is declared anew. What it held may be lost with the
         connection: this is for queues that live as long as their consumer.

@@ -39,7 +39,7 @@ class EventStream:
     :param state: Celery's ``State`` to be kept up to date; an event is in it before its handler
         is called. ``True`` makes one, ``False`` does without.
     :param binding: has the transport that consumes the stream's queue
-    :param wakeup: called whenever events begin to come, to have workers tell that they are there
+    :param wakeup: called whenever events begin to come, to ask workers for a heartbeat
     :param options: further ones of Celery's ``Receiver``: ``routing_key``, ``node_id``,
         ``queue_prefix``, ``accept``, ``queue_ttl``, ``queue_expires`` and so on
     :raises InvalidCall: for options that Celery's ``Receiver`` does not take
@@ -104,7 +104,7 @@ class EventStream:
     # The subscription's user
 
     def consuming(self) -> None:
-        """Tell those who wait."""
+        """The queue is consumed: fire `ready`."""
         self._consuming = True
         self._waiters.fire(None)
         if self._wakeup is not None:
@@ -163,5 +163,5 @@ def _guarded(handler: EventHandler) -> Callable[[dict[str, Any]], None]:
 
 
 def _log_wakeup_lost(failure: Failure) -> None:
-    # Workers tell that they are there every few seconds anyway.
+    # Workers send a heartbeat every few seconds anyway.
     _log.debug("workers could not be asked for a heartbeat: {error}", error=failure.value)

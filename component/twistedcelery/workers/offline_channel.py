@@ -10,7 +10,7 @@ __all__ = ["OfflineChannel"]
 class OfflineChannel:
     """As much of kombu's connection and channel as Celery's code for control and events uses.
 
-    Queues count as declared: whoever subscribes to them does that.
+    Queues count as declared: the subscriber declares them.
 
     :param client: a kombu ``Connection`` that is never connected
     """

@@ -51,7 +51,7 @@ class Replies:
     :param inbox: decodes replies
     :param binding: has the transport that consumes the queue
     :param timeout: seconds that the broker may take until the queue is consumed
-    :param adjust_clock: is told the logical clock of each worker that replies
+    :param adjust_clock: called with the logical clock of each worker that replies
     """
 
     def __init__(
@@ -77,10 +77,10 @@ class Replies:
 
     def ready(self) -> Deferred[None]:
         """:return: fires once replies would be seen; fails with a `TwistedCeleryError`"""
-        if self._consumed:
-            return succeed(None)
         if self._subscription is None:
             self._subscription = self._binding.use().subscriber.subscribe(self._queue, self)
+        if self._consumed:
+            return succeed(None)
         waiter = self._waiters.wait()
         waiter.addTimeout(self._timeout, self._reactor, self._too_late)  # type: ignore[arg-type]  # a zope interface
         return waiter
@@ -105,9 +105,9 @@ class Replies:
         self._waiters.fire(None)
 
     def received(self, message: IncomingMessage) -> None:
-        """Hand a reply to whom it is for. Those that come too late are for nobody."""
+        """Pass a reply on to the command it answers. A late reply is dropped."""
         clock, ticket = message.headers.get("clock"), message.headers.get("ticket")
-        # Whoever may publish may write anything there.
+        # Any publisher may write anything there.
         if isinstance(clock, int):
             self._adjust_clock(clock)
         collector = self._collectors.get(ticket) if isinstance(ticket, str) else None
@@ -124,7 +124,7 @@ class Replies:
             self._consumed = False
             self._fail_collectors(lambda: RepliesLost(f"workers' replies were lost: {reason}"))
         if isinstance(reason, BrokerAccessRefused):
-            # Waiting does not help: somebody has to change the password or the permissions.
+            # Waiting does not help: the password or the permissions have to change.
             self._waiters.fail(reason)
 
     def ended(self, error: TwistedCeleryError) -> None:
@@ -186,7 +186,7 @@ class _Collector:
             self._restart_timer()
 
     def fail(self, failure: Failure) -> None:
-        """End without a list of replies. What fails after the end is nobody's business."""
+        """End without a list of replies. A failure after the end is ignored."""
         if not self.done.called:
             self._leave()
             self.done.errback(failure)

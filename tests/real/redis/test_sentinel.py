@@ -13,7 +13,7 @@ from tests.support.ports import free_port
 from tests.support.redis import RedisSentinel, RedisServer
 from tests.support.taskapp import create_app
 from twistedcelery import BrokerUnavailable, ConfigurationError, ResultBackendUnavailable, TwistedCelery
-from twistedcelery.transports.redis.link import LinkParameters, open_link
+from twistedcelery.transports.redis.link import RedisParameters, open_link
 
 MASTER = {"master_name": "ours"}
 SETTINGS = {"broker_transport_options": MASTER, "result_backend_transport_options": MASTER}
@@ -87,7 +87,7 @@ async def test_a_replica_is_not_taken_for_the_master(group):
     for server in servers:
         with redis.Redis(port=server.port) as client:
             roles[client.role()[0]] = server
-    parameters = LinkParameters(None, None, 0, None, 10.0, master=True)
+    parameters = RedisParameters(None, None, 0, None, 10.0, master=True)
     with pytest.raises(BrokerUnavailable, match="not the master"):
         await open_link(HostnameEndpoint(reactor, "127.0.0.1", roles[b"slave"].port), parameters, reactor)
 

@@ -22,7 +22,8 @@ from twistedcelery import (
     ResultBackendUnavailable,
 )
 from twistedcelery.encoding.message import Preparation
-from twistedcelery.transports.registry import choose_store
+from twistedcelery.transports.interface import Setup
+from twistedcelery.transports.registry import find
 
 # Celery's Redis backend calls what redis-py calls deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:Call to deprecated setex:DeprecationWarning")
@@ -46,7 +47,7 @@ def stores():
 
     def make(url, transport="auto", *, timeout=10.0, **config):
         app = create_app("memory://", url, **config)
-        store = choose_store(app, reactor, timeout=timeout, transport=transport)
+        store = find(app, transport).store(Setup(app, reactor, timeout))
         made.append((store, app))
         return store, app
 
@@ -192,7 +193,8 @@ async def test_a_store_without_threads(server, stores):
     """Natively no thread is started, and nothing is left of the connection."""
     await task.deferLater(reactor, 0)
     before = descriptors(), len(reactor.getDelayedCalls()), threading.active_count()
-    store = choose_store(create_app("memory://", server.url(0)), reactor, timeout=10)
+    app = create_app("memory://", server.url(0))
+    store = find(app, "auto").store(Setup(app, reactor, 10))
     for _ in range(3):
         assert not await store.exists("unknown")
     assert threading.active_count() == before[2]

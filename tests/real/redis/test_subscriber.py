@@ -16,7 +16,8 @@ from tests.real.transports.parts import descriptors
 from tests.support.redis import RedisServer
 from tests.support.taskapp import create_app
 from twistedcelery import BrokerAccessRefused, BrokerUnavailable, Disconnected, PublishRejected
-from twistedcelery.transports.registry import choose_subscriber
+from twistedcelery.transports.interface import Setup
+from twistedcelery.transports.registry import find
 
 
 class User:
@@ -72,7 +73,7 @@ def subscribers():
 
     def make(url, *, timeout=10.0, **config):
         app = create_app(url, "disabled://", **config)
-        subscriber = choose_subscriber(app, reactor, timeout=timeout)
+        subscriber = find(app, "auto").subscriber(Setup(app, reactor, timeout))
         made.append(subscriber)
         return subscriber, app
 
@@ -283,7 +284,7 @@ async def test_closing_leaves_nothing(server, admin):
     await task.deferLater(reactor, 0)
     before = descriptors(), len(reactor.getDelayedCalls()), threading.active_count()
     app = create_app(server.url(0), "disabled://", broker_transport_options={"client_name": "ours"})
-    subscriber = choose_subscriber(app, reactor, timeout=10)
+    subscriber = find(app, "auto").subscriber(Setup(app, reactor, 10))
     users = [User(), User()]
     for queue, user in zip((direct(), fanout()), users, strict=True):
         subscriber.subscribe(queue, user)

@@ -7,7 +7,8 @@ from celery import Celery
 from celery.backends.rpc import RPCBackend
 
 from twistedcelery.errors import ConfigurationError
-from twistedcelery.transports.threads.backend import OwnBackend, Undecodable
+from twistedcelery.transports.decoding import Undecodable
+from twistedcelery.transports.threads.backend import OwnBackend
 
 
 def own(url, **config):

@@ -75,8 +75,7 @@ class Setup:
         self.reactor, self.broker = ThreadClock(), FakeBroker()
         monkeypatch.setattr(sender_module, "BrokerConnection", lambda app: self.broker)
         # Attempts follow each other at once: the thread waits in real time.
-        monkeypatch.setattr(sender_module, "_FIRST_DELAY", 0.0)
-        monkeypatch.setattr(sender_module, "_LAST_DELAY", 0.001)
+        monkeypatch.setattr(sender_module, "_LONGEST_DELAY", 0.001)
         app = Celery(set_as_current=False, broker="memory://")
         self.publisher = ThreadedPublisher(app, self.reactor, **options)
 

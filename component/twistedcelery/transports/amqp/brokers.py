@@ -1,4 +1,4 @@
-"""Where the broker is: Celery's settings in, endpoints and handshake parameters out.
+"""Turns Celery's settings into endpoints and handshake parameters.
 
 kombu's own ``Connection`` reads the URLs, the ``a;b`` failover lists and the failover strategy;
 it is never connected.
@@ -12,20 +12,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet import endpoints
-from twisted.internet.interfaces import IStreamClientEndpoint
 
 from twistedcelery.errors import ConfigurationError
+from twistedcelery.transports.connection import Server
 from twistedcelery.transports.failover import switch_to_next
 from twistedcelery.transports.tls import client_tls
 
 if TYPE_CHECKING:
     from kombu.connection import Connection
 
-__all__ = ["Broker", "Brokers", "LinkParameters"]
+__all__ = ["AmqpParameters", "Brokers"]
 
 
 @dataclass(frozen=True, slots=True)
-class LinkParameters:
+class AmqpParameters:
     """What the AMQP handshake needs.
 
     :ivar name: shown in RabbitMQ's list of connections
@@ -37,18 +37,6 @@ class LinkParameters:
     virtual_host: str
     heartbeat: int
     name: str
-
-
-@dataclass(frozen=True, slots=True)
-class Broker:
-    """One broker to try.
-
-    :ivar address: for people to read; without the password
-    """
-
-    endpoint: IStreamClientEndpoint
-    parameters: LinkParameters
-    address: str
 
 
 class Brokers:
@@ -65,7 +53,7 @@ class Brokers:
         self._heartbeat = int(heartbeat)
         self.connect_timeout = float(connection.connect_timeout or 4.0)
 
-    def current(self) -> Broker:
+    def current(self) -> Server:
         """The broker to try now.
 
         :raises ConfigurationError: when TLS is asked for with files that cannot be used
@@ -87,9 +75,9 @@ class Brokers:
             endpoint = endpoints.wrapClientTLS(
                 _tls_options(host, tls if isinstance(tls, dict) else {}), endpoint
             )
-        return Broker(
+        return Server(
             endpoint,
-            LinkParameters(
+            AmqpParameters(
                 userid=userid,
                 # kombu allows a function here, for passwords that expire.
                 password=password() if callable(password) else password,
@@ -101,7 +89,7 @@ class Brokers:
         )
 
     def advance(self) -> int:
-        """Turn to the next broker of the failover list; with one broker there is nothing to turn to."""
+        """Turn to the next broker of the failover list, if there are several."""
         return switch_to_next(self._connection)
 
 

@@ -1,4 +1,4 @@
-"""Makes sure that what messages need exists on the broker, once for each link."""
+"""Declares the queues and exchanges that messages need, once for each link."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from twisted.internet.defer import Deferred, inlineCallbacks
 from twisted.python.failure import Failure
 
 from twistedcelery.encoding.message import OutgoingMessage
-from twistedcelery.errors import PublishRejected
 from twistedcelery.transports.amqp.declare import Declaration, declarations
 from twistedcelery.transports.amqp.link import AmqpChannel, AmqpLink
+from twistedcelery.transports.connection import Refused
 
 __all__ = ["Declarer"]
 
@@ -25,8 +25,8 @@ class Declarer:
     """Declares queues and exchanges on a channel of its own.
 
     The broker closes the channel on which it refuses a declaration, for example of a queue that
-    exists with other arguments. On a channel of its own that fails nothing but the messages
-    which need that queue.
+    exists with other arguments. On a separate channel a refusal fails only the messages that need
+    that queue.
 
     :param link: lives as long as the declarer
     """
@@ -49,8 +49,8 @@ class Declarer:
     def declare_for(self, message: OutgoingMessage) -> Deferred[None]:
         """Declare what a message needs, after what messages before it need.
 
-        :return: fails with `PublishRejected` where the broker refuses, or with
-            `BrokerUnavailable` when the link is lost
+        :return: fails with `Refused` where the broker refuses, or with `BrokerUnavailable` when the
+            link is lost
         """
         done: Deferred[None] = Deferred()
         self._queue.append((message, done))
@@ -66,7 +66,7 @@ class Declarer:
             try:
                 yield from self._declare(message)
             except Exception as error:
-                # kombu's code runs here as well; whatever it is belongs to this message.
+                # kombu's code runs here as well; its error belongs to this message.
                 done.errback(Failure(error))
             else:
                 done.callback(None)
@@ -78,7 +78,7 @@ class Declarer:
                 yield from self._carry_out(declarations(entity))
                 self._remember(entity)
         if message.exchange not in self._exchanges:
-            # Publishing to an exchange that does not exist closes the channel for everybody.
+            # Publishing to an exchange that does not exist closes the channel for all messages.
             check = Declaration("exchange_declare", {"exchange": message.exchange, "passive": True})
             yield from self._carry_out([check])
             self._exchanges.add(message.exchange)
@@ -97,6 +97,6 @@ class Declarer:
         try:
             for step in steps:
                 yield self._channel.declare(step)
-        except PublishRejected:
+        except Refused:
             self._channel = None
             raise

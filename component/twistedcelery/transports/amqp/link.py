@@ -20,18 +20,19 @@ from twisted.python.failure import Failure
 
 from twistedcelery._types import Clock, Timer
 from twistedcelery.encoding.message import OutgoingMessage
-from twistedcelery.errors import BrokerAccessRefused, BrokerUnavailable, EncodeError, PublishRejected
-from twistedcelery.transports.amqp.brokers import LinkParameters
+from twistedcelery.errors import BrokerAccessRefused, BrokerUnavailable, EncodeError
+from twistedcelery.transports.amqp.brokers import AmqpParameters
 from twistedcelery.transports.amqp.declare import Declaration
 from twistedcelery.transports.amqp.delivery import Delivery
 from twistedcelery.transports.amqp.frames import DeliveryReader, publish_frames
 from twistedcelery.transports.amqp.properties import encode_properties
+from twistedcelery.transports.connection import Refused, caused
 
 __all__ = ["AmqpChannel", "AmqpLink", "open_link"]
 
 
 def open_link(
-    endpoint: IStreamClientEndpoint, parameters: LinkParameters, reactor: Clock
+    endpoint: IStreamClientEndpoint, parameters: AmqpParameters, reactor: Clock
 ) -> defer.Deferred[AmqpLink]:
     """Connect and shake hands.
 
@@ -62,7 +63,7 @@ class AmqpLink:
         self._closing = False
 
     def on_lost(self, callback: Callable[[BrokerUnavailable], None]) -> None:
-        """Be told, once, that the connection has ended, whoever ended it."""
+        """Call back once, when the connection has ended on either side."""
         self._protocol.when_lost(callback)
 
     def open_channel(self) -> defer.Deferred[AmqpChannel]:
@@ -77,7 +78,7 @@ class AmqpLink:
         )
 
     def close(self) -> None:
-        """Begin to close in good order; `on_lost` tells of the end. What was written before goes
+        """Begin to close in good order; `on_lost` calls back at the end. What was written before goes
         out first.
         """
         self._closing = True
@@ -111,8 +112,8 @@ class AmqpChannel:
         self._frame_max: int = self._channel.connection.params.frame_max
         self._consumer_tag = ""
 
-    def on_closed(self, callback: Callable[[PublishRejected | BrokerUnavailable], None]) -> None:
-        """Be told, once, that the channel has ended: refused by the broker, or with its connection."""
+    def on_closed(self, callback: Callable[[Refused | BrokerUnavailable], None]) -> None:
+        """Call back once, when the broker has closed the channel, or the connection has ended."""
         self._calls.on_closed.addBoth(lambda reason: callback(_channel_error(reason)))
 
     def _fail_when_closed(self, ready: defer.Deferred[None]) -> None:
@@ -219,7 +220,7 @@ class AmqpChannel:
     def declare(self, declaration: Declaration) -> defer.Deferred[Any]:
         """Carry out one declaration.
 
-        :return: fails with `PublishRejected` where the broker refuses it (which also closes the
+        :return: fails with `Refused` where the broker refuses it (which also closes the
             channel), with `EncodeError` where it has no AMQP form, or with `BrokerUnavailable`
         """
         try:
@@ -227,9 +228,8 @@ class AmqpChannel:
         except Exception as problem:
             # pika encodes when it waits for the answer already, and would keep every later call
             # waiting as well. It names no common class for what it cannot encode.
-            error = EncodeError(f"{declaration.method} has no AMQP form: {problem or type(problem).__name__}")
-            error.__cause__ = problem
-            return defer.fail(error)
+            text = f"{declaration.method} has no AMQP form: {problem or type(problem).__name__}"
+            return defer.fail(caused(EncodeError(text), problem))
         return self._call(declaration.method, declaration.arguments)
 
     def close(self) -> None:
@@ -245,7 +245,7 @@ class AmqpChannel:
 
     def _call(self, method: str, arguments: Mapping[str, Any]) -> defer.Deferred[Any]:
         if not self._channel.is_open:
-            # While it closes, pika would keep the call all the same, and fail it where nobody looks.
+            # While it closes, pika would keep the call, and fail it unhandled.
             return defer.fail(BrokerUnavailable("the channel is closed"))
         calling: defer.Deferred[Any] = getattr(self._calls, method)(**arguments)
         return calling.addErrback(lambda failure: Failure(_channel_error(failure)))
@@ -268,7 +268,7 @@ _METHODS: Mapping[str, Callable[..., Any]] = {
 
 
 def _not_by_pika(*delivery: Any) -> None:
-    """What pika would call for a delivery, if there were any that it gets to see."""
+    """For pika, which gets no deliveries."""
 
 
 class _Protocol(TwistedProtocolConnection):
@@ -288,7 +288,7 @@ class _Protocol(TwistedProtocolConnection):
         self._impl._adapter_disconnect_stream = self._disconnect_stream  # noqa: SLF001  # see there
 
     def dataReceived(self, data: bytes) -> None:
-        # What pika looks at to see whether the broker is alive; it does not get to see all frames.
+        # pika checks this to see whether the broker is alive; it does not get all frames.
         self._impl.bytes_received += len(data)
         self.deliveries.feed(data)
 
@@ -348,7 +348,7 @@ class _Protocol(TwistedProtocolConnection):
 class _ProtocolFactory(Factory):
     noisy = False
 
-    def __init__(self, parameters: LinkParameters, reactor: Clock) -> None:
+    def __init__(self, parameters: AmqpParameters, reactor: Clock) -> None:
         self._parameters = ConnectionParameters(
             virtual_host=parameters.virtual_host,
             credentials=PlainCredentials(parameters.userid, parameters.password),
@@ -362,7 +362,7 @@ class _ProtocolFactory(Factory):
 
 
 def _connection_error(reason: BaseException | None) -> BrokerUnavailable:
-    """Translate what pika or Twisted say of a connection."""
+    """Translate pika's or Twisted's error of a connection."""
     if isinstance(reason, exceptions.ConnectionClosed):
         refused = reason.reply_code in (403, 530)
         text = f"the broker closed the connection: {reason.reply_code} {reason.reply_text}"
@@ -374,18 +374,15 @@ def _connection_error(reason: BaseException | None) -> BrokerUnavailable:
         refused, text = False, "the connection to the broker was lost"
     else:
         refused, text = False, str(reason) or type(reason).__name__
-    translated = BrokerAccessRefused(text) if refused else BrokerUnavailable(text)
-    translated.__cause__ = reason
-    return translated
+    return caused(BrokerAccessRefused(text) if refused else BrokerUnavailable(text), reason)
 
 
-def _channel_error(reason: Any) -> PublishRejected | BrokerUnavailable:
+def _channel_error(reason: Any) -> Refused | BrokerUnavailable:
     """Translate why a channel ended: refused by the broker, or lost with its connection."""
     exception = reason.value if isinstance(reason, Failure) else reason
-    if isinstance(exception, PublishRejected | BrokerUnavailable):
+    if isinstance(exception, Refused | BrokerUnavailable):
         return exception
     if isinstance(exception, exceptions.ChannelClosedByBroker):
-        translated = PublishRejected(f"the broker refused: {exception.reply_code} {exception.reply_text}")
-        translated.__cause__ = exception
-        return translated
+        text = f"the broker refused: {exception.reply_code} {exception.reply_text}"
+        return caused(Refused(text), exception)
     return _connection_error(exception)

@@ -1,4 +1,4 @@
-"""Messages to the broker over AMQP, each confirmed."""
+"""Publishes messages over AMQP, each confirmed by the broker."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from twistedcelery.errors import (
 )
 from twistedcelery.transports.amqp.declarer import Declarer
 from twistedcelery.transports.amqp.link import AmqpChannel, AmqpLink
+from twistedcelery.transports.connection import caused
 from twistedcelery.transports.publication import Publication
 from twistedcelery.transports.queued import QueuedPublisher
 
@@ -68,23 +69,22 @@ class AmqpPublisher(QueuedPublisher[AmqpLink, int]):
 
     def _declared(self, outcome: Failure | None, publication: Publication) -> None:
         if publication not in self._preparing:
-            # It has ended meanwhile.
+            # It ended while the declaration was on its way.
             return
         if isinstance(outcome, Failure) and outcome.check(BrokerUnavailable):
-            # The link's end is about to be reported; the message waits for the next one.
+            # `connection_lost` follows; the message waits for the next link.
             return
         del self._preparing[publication]
         if not isinstance(outcome, Failure):
             self._send(publication)
         else:
             error = PublishRejected(f"{publication} cannot be sent: {outcome.value}")
-            error.__cause__ = outcome.value
-            publication.fail(error)
+            publication.fail(caused(error, outcome.value))
             self._pump()
 
     def _send(self, publication: Publication) -> None:
         if self._channel is None:
-            # The link's end is about to be reported; the message waits for the next one.
+            # `connection_lost` follows; the message waits for the next link.
             self._wait_first([publication])
             return
         try:

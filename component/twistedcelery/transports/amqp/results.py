@@ -1,21 +1,21 @@
-"""States and results over AMQP: Celery's ``rpc://`` with a reply queue that survives.
+"""Receives states and results over AMQP: Celery's ``rpc://`` with a reply queue that survives.
 
 The queue that Celery's own client declares is deleted with its only consumer, and results in
 flight with it. This one stays while the connection is made anew; the broker deletes it when it
 has had no consumer for ``x-expires``, and `AmqpResults.close` deletes it at once. Where the
 application's own queues are quorum queues, so is this one: a classic queue of a RabbitMQ cluster is
-on one node alone, and while that node is down no other has it, nor lets anybody declare it.
+on one node alone. While that node is down, no other has the queue, and none lets a client declare it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from typing import Any
 
 from twisted.internet.defer import Deferred, fail, inlineCallbacks
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
+from twistedcelery._deferreds import Waiters
 from twistedcelery._types import Clock, Timer
 from twistedcelery.errors import BrokerAccessRefused, BrokerUnavailable, Disconnected, ResultError
 from twistedcelery.transports.amqp.declare import Declaration
@@ -52,7 +52,7 @@ class AmqpResults:
     """A `twistedcelery.transports.interface.ResultSource` on a reply queue of its own.
 
     :param reactor: for time
-    :param receiver: is told of each state
+    :param receiver: gets each state
     :param decoder: reads the replies
     :param queue: the reply queue's name
     :param quorum: whether it is a quorum queue
@@ -69,7 +69,7 @@ class AmqpResults:
         self._queue = queue
         self._quorum = quorum
         self._watched: set[str] = set()
-        self._waiters: dict[Deferred[None], None] = {}
+        self._waiters: Waiters[None] = Waiters()
         self._channel: AmqpChannel | None = None
         self._delivered_tag = self._acked_tag = 0
         self._ack_timer: Timer | None = None
@@ -100,9 +100,7 @@ class AmqpResults:
         if state is State.UP:
             return None
         self._connection.start()
-        waiter: Deferred[None] = Deferred(self._gave_up)
-        self._waiters[waiter] = None
-        return waiter
+        return self._waiters.wait(self._unavailable)
 
     def forget(self, task_id: str) -> None:
         """As `twistedcelery.transports.interface.ResultSource.forget`."""
@@ -114,12 +112,12 @@ class AmqpResults:
             self._ack_timer.cancel()
             self._ack_timer = None
         if self._channel is not None and self.connected:
-            # It goes out before the closing handshake; nobody needs to wait for its answer.
+            # It goes out before the closing handshake, so its answer need not be waited for.
             self._channel.delete_consumed_queue(self._queue).addErrback(
                 lambda failure: _log.debug("the reply queue was left to expire: {error}", error=failure.value)
             )
         closed = self._connection.close()
-        self._fail_waiters(Disconnected("the client was disconnected before the task was sent"))
+        self._waiters.fail(Disconnected("the client was disconnected before the task was sent"))
         return closed
 
     # The connection's user
@@ -142,33 +140,19 @@ class AmqpResults:
         self._channel = channel
 
     def connection_up(self) -> None:
-        """Tell those who wait that tasks may be published."""
-        for waiter in self._take_waiters():
-            waiter.callback(None)
+        """Let tasks be published."""
+        self._waiters.fire(None)
 
     def connection_lost(self, reason: BrokerUnavailable) -> None:
-        """Wait for the next link, but not for a password that is wrong."""
+        """Wait for the next link, unless the broker refused the password."""
         self._channel = None
         self._delivered_tag = self._acked_tag = 0
         self._reason = reason
         if isinstance(reason, BrokerAccessRefused):
-            self._fail_waiters(reason)
+            self._waiters.fail(reason)
 
-    def _gave_up(self, waiter: Deferred[None]) -> None:
-        del self._waiters[waiter]
-        why = self._reason or "it takes too long"
-        waiter.errback(Failure(BrokerUnavailable(f"no connection to receive results: {why}")))
-
-    def _fail_waiters(self, error: Exception) -> None:
-        for waiter in self._take_waiters():
-            waiter.errback(Failure(error))
-
-    def _take_waiters(self) -> Iterator[Deferred[None]]:
-        for waiter in list(self._waiters):
-            # What an earlier one did may have cancelled this one.
-            if waiter in self._waiters:
-                del self._waiters[waiter]
-                yield waiter
+    def _unavailable(self) -> BrokerUnavailable:
+        return BrokerUnavailable(f"no connection to receive results: {self._reason or 'it takes too long'}")
 
     def _delivered(self, delivery: Delivery) -> None:
         self._delivered_tag = delivery.delivery_tag

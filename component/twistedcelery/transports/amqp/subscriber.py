@@ -1,4 +1,4 @@
-"""Queues of the client's own over AMQP: replies to control commands, and events."""
+"""Consumes queues of the client over AMQP: replies to control commands, and events."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from twisted.internet.defer import Deferred, fail, inlineCallbacks, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from twistedcelery._deferreds import Waiters
 from twistedcelery._types import Clock
 from twistedcelery.errors import (
     BrokerAccessRefused,
@@ -20,7 +21,8 @@ from twistedcelery.errors import (
 from twistedcelery.transports.amqp.declare import Declaration, declarations
 from twistedcelery.transports.amqp.delivery import Delivery
 from twistedcelery.transports.amqp.link import AmqpChannel, AmqpLink
-from twistedcelery.transports.connection import Connection, State
+from twistedcelery.transports.connection import Connection, Refused, State, caused
+from twistedcelery.transports.deadlines import cancel_after
 from twistedcelery.transports.interface import SubscriptionUser
 
 __all__ = ["AmqpSubscriber"]
@@ -44,7 +46,7 @@ class AmqpSubscriber:
         self._reactor = reactor
         self._timeout = timeout
         self._subscriptions: dict[_Subscription, None] = {}
-        self._waiters: list[Deferred[AmqpLink]] = []
+        self._waiters: Waiters[AmqpLink] = Waiters()
         self._link: AmqpLink | None = None
         self._reason: BrokerUnavailable | None = None
         self._connection: Connection[AmqpLink]
@@ -70,11 +72,9 @@ class AmqpSubscriber:
             return self._purge(self._link, queues)
         if self._connection.state in (State.CLOSING, State.CLOSED):
             return fail(Disconnected("the client was disconnected"))
-        waiter: Deferred[AmqpLink] = Deferred(self._left)
-        self._waiters.append(waiter)
+        connected = cancel_after(self._timeout, self._waiters.wait(self._unavailable), self._reactor)
         self._connection.start()
-        waiter.addTimeout(self._timeout, self._reactor, self._too_late)  # type: ignore[arg-type]  # a zope interface
-        return waiter.addCallback(self._purge, queues)
+        return connected.addCallback(self._purge, queues)
 
     @inlineCallbacks
     def _purge(self, link: AmqpLink, queues: Sequence[Any]) -> Generator[Deferred[Any], Any, int]:
@@ -86,6 +86,8 @@ class AmqpSubscriber:
                     yield channel.declare(step)
                 purge = yield channel.declare(Declaration("queue_purge", {"queue": queue.name}))
                 purged += purge.method.message_count
+        except Refused as error:
+            raise PublishRejected(str(error)) from error
         finally:
             channel.close()
         return purged
@@ -93,7 +95,7 @@ class AmqpSubscriber:
     def close(self) -> Deferred[None]:
         """As `twistedcelery.transports.interface.Subscriber.close`."""
         error = Disconnected("the client was disconnected")
-        self._fail_waiters(error)
+        self._waiters.fail(error)
         for subscription in list(self._subscriptions):
             # It goes out before the closing handshake, which is waited for.
             subscription.cancel()
@@ -110,36 +112,21 @@ class AmqpSubscriber:
             yield subscription.begin(link)
 
     def connection_up(self) -> None:
-        """Tell those who wait."""
+        """Purge what waits to be purged."""
         assert self._link is not None
-        waiters, self._waiters = self._waiters, []
-        for waiter in waiters:
-            if not waiter.called:
-                waiter.callback(self._link)
+        self._waiters.fire(self._link)
 
     def connection_lost(self, reason: BrokerUnavailable) -> None:
-        """Tell those who subscribed; wait for the next link, but not for a password that is wrong."""
+        """Interrupt the subscriptions until the next link. Purging does not wait for a wrong password."""
         self._link = None
         self._reason = reason
         for subscription in list(self._subscriptions):
             subscription.interrupt(reason)
         if isinstance(reason, BrokerAccessRefused):
-            self._fail_waiters(reason)
+            self._waiters.fail(reason)
 
-    def _left(self, waiter: Deferred[AmqpLink]) -> None:
-        """Its holder has cancelled it."""
-        if waiter in self._waiters:
-            self._waiters.remove(waiter)
-
-    def _too_late(self, _cancelled: Any, _seconds: float) -> Failure:
-        why = self._reason or "it takes too long"
-        return Failure(BrokerUnavailable(f"no connection to purge queues: {why}"))
-
-    def _fail_waiters(self, error: Exception) -> None:
-        waiters, self._waiters = self._waiters, []
-        for waiter in waiters:
-            if not waiter.called:
-                waiter.errback(Failure(error))
+    def _unavailable(self) -> BrokerUnavailable:
+        return BrokerUnavailable(f"no connection to purge queues: {self._reason or 'it takes too long'}")
 
 
 class _Subscription:
@@ -166,7 +153,7 @@ class _Subscription:
     def begin(self, link: AmqpLink) -> Generator[Deferred[Any], Any, None]:
         """Declare and consume on a new link.
 
-        :raises PublishError: it cannot be done on this link
+        :raises Exception: it cannot be done on this link: `Refused` or a `PublishError`
         """
         if self._over:
             return
@@ -175,14 +162,13 @@ class _Subscription:
             for step in declarations(self._queue):
                 yield channel.declare(step)
             yield channel.consume(self._queue.name, None, self._delivered, on_cancelled=link.drop)
-        except PublishRejected as error:
+        except Refused as error:
             if self._has_consumed:
-                # Such as that the queue belongs to the connection that was lost, which the broker
-                # has not noticed yet.
+                # The queue may belong to the lost connection, whose end the broker has not noticed yet.
                 raise
             if not self._over:
                 del self._all_of_them[self]
-                self.user.ended(error)
+                self.user.ended(caused(PublishRejected(str(error)), error))
             return
         # Without its channel the link is of no use here.
         channel.on_closed(lambda _reason: None if self._over else link.drop())
@@ -226,5 +212,5 @@ class _Subscription:
 
 
 def _link_lost(failure: Failure) -> None:
-    """The connection's loss is told by itself, and the subscription goes on with the next link."""
-    failure.trap(PublishError)
+    """`connection_lost` follows, and the subscription goes on with the next link."""
+    failure.trap(PublishError, Refused)

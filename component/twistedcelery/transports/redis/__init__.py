@@ -1,10 +1,11 @@
 """The native Redis transport: txredisapi's protocol, no threads. Needs the extra ``redis``.
 
-`publisher` keeps one `twistedcelery.transports.connection`, `results` two: `subscriptions` and
-`reads`; `store` and `subscriber` have one each for their `requests`, and each queue that is
-subscribed to has one, its `intake`. `servers` says where to go, by way of `sentinel` where there is
-one, and `link` is one live connection; txredisapi is imported in `link` alone. `recorder`, `reader`
-and `stored` are kombu's and Celery's own code for what is on Redis.
+`publisher` keeps one `twistedcelery.transports.connection`, `results` two: one for its
+`subscriptions` and one for the `requests` of its `reads`. `store` and `subscriber` have one each for
+their `requests`, and each subscribed queue has one, its `intake`. `servers` says where to connect, by
+way of `sentinel` where there is one, and `link` is one live connection; txredisapi is imported in
+`link` alone. `message_writer`, `queue_reader` and `offline_backend` run kombu's and Celery's own code
+on a `recorded_client`, which `channel` gives to kombu.
 """
 
 from __future__ import annotations
@@ -14,17 +15,18 @@ from typing import TYPE_CHECKING, Any
 from twistedcelery.transports.connection import Connection, backoff
 from twistedcelery.transports.failover import switch_to_next
 from twistedcelery.transports.interface import Transport
+from twistedcelery.transports.redis.channel import ChannelTape, offline_channel
 from twistedcelery.transports.redis.intake import FanoutIntake, Intake, ListIntake
 from twistedcelery.transports.redis.link import open_link, open_subscriber
+from twistedcelery.transports.redis.message_writer import MessageWriter
+from twistedcelery.transports.redis.offline_backend import OfflineRedisBackend
 from twistedcelery.transports.redis.publisher import RedisPublisher
-from twistedcelery.transports.redis.reader import QueueReader, is_fanout
+from twistedcelery.transports.redis.queue_reader import QueueReader, is_fanout
 from twistedcelery.transports.redis.reads import Reads
-from twistedcelery.transports.redis.recorder import Recorder
 from twistedcelery.transports.redis.requests import Requests
 from twistedcelery.transports.redis.results import RedisResults
 from twistedcelery.transports.redis.servers import Servers
 from twistedcelery.transports.redis.store import RedisStore
-from twistedcelery.transports.redis.stored import StoredStates
 from twistedcelery.transports.redis.subscriber import RedisSubscriber
 from twistedcelery.transports.redis.subscriptions import Subscriptions
 
@@ -41,7 +43,7 @@ class RedisTransport(Transport):
         """Publish to ``broker_write_url``. Connects at the first message."""
         kombu = setup.app.connection_for_write()
         reactor = setup.reactor
-        publisher = RedisPublisher(reactor, setup.timeout, lambda: Recorder(kombu))
+        publisher = RedisPublisher(reactor, setup.timeout, lambda ask: MessageWriter(kombu, ask))
         return publisher.use(Connection(_brokers(kombu, reactor), publisher, reactor, backoff, open_link))
 
     def subscriber(self, setup: Setup) -> RedisSubscriber:
@@ -65,24 +67,32 @@ class RedisTransport(Transport):
     def results(self, setup: Setup, receiver: ReplyReceiver) -> RedisResults:
         """Follow the states in ``result_backend``. Connects when the first task is watched."""
         reactor = setup.reactor
-        states = StoredStates(setup.app)
-        results = RedisResults(reactor, receiver, states)
-        servers = Servers(lambda: states.pool, lambda: None, reactor, "result_backend")
+        backend = OfflineRedisBackend(setup.app)
+        results = RedisResults(reactor, receiver, backend)
+        servers = _result_servers(backend, reactor)
         subscriptions = Subscriptions(results)
         subscriptions.use(Connection(servers, subscriptions, reactor, backoff, open_subscriber))
-        reads = Reads(reactor, results.found)
-        reads.use(Connection(servers, reads, reactor, backoff, open_link))
-        return results.use(subscriptions, reads)
+        requests = Requests(reactor, None)
+        requests.use(Connection(servers, requests, reactor, backoff, open_link))
+        return results.use(subscriptions, Reads(reactor, requests, results.found))
 
     def store(self, setup: Setup) -> RedisStore:
         """Ask ``result_backend``. Connects at the first question."""
-        states = StoredStates(setup.app)
         requests = Requests(setup.reactor, setup.timeout)
-        servers = Servers(lambda: states.pool, lambda: None, setup.reactor, "result_backend")
+        servers = _result_servers(OfflineRedisBackend(setup.app), setup.reactor)
         requests.use(Connection(servers, requests, setup.reactor, backoff, open_link))
-        return RedisStore(setup.app, states).use(requests)
+        return RedisStore(setup.app).use(requests)
 
 
 def _brokers(kombu: Any, reactor: Any) -> Servers:
     """Those of a kombu connection, which is not connected."""
-    return Servers(lambda: Recorder(kombu).pool, lambda: switch_to_next(kombu), reactor, "broker_url")
+    return Servers(
+        lambda: offline_channel(kombu, ChannelTape()).pool,
+        lambda: switch_to_next(kombu),
+        reactor,
+        "broker_url",
+    )
+
+
+def _result_servers(backend: OfflineRedisBackend, reactor: Any) -> Servers:
+    return Servers(lambda: backend.pool, lambda: None, reactor, "result_backend")

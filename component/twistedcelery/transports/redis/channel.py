@@ -1,10 +1,10 @@
-"""kombu's own Redis channel, on a client that keeps commands instead of sending them."""
+"""Makes kombu's own Redis channel on a client that records commands instead of sending them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from kombu.transport import virtual
 from kombu.transport.redis import (
@@ -14,57 +14,28 @@ from kombu.transport.redis import (
     SentinelTransport,
     Transport,
 )
-from redis.commands import CoreCommands
 from redis.commands.core import Script
 
-from twistedcelery.transports.redis.link import Command
+from twistedcelery.transports.redis.recorded_client import RecordedClient, RecordedPipeline, Tape
 
 if TYPE_CHECKING:
     from kombu.connection import Connection
 
-__all__ = ["AnswerNeeded", "Tape", "offline_channel"]
-
-#: Commands whose answer decides what follows: where a message goes is read from the bindings.
-_READS = frozenset({"SMEMBERS"})
+__all__ = ["ChannelTape", "offline_channel"]
 
 
-class AnswerNeeded(Exception):
-    """Send these commands first, and call again with the reply to the last one.
+class ChannelTape(Tape):
+    """Carries commands from kombu's channel, and to it what a connection of ours has received.
 
-    :ivar question: the command whose reply is needed
-    :ivar before: what has to be declared before it
-    """
-
-    def __init__(self, question: Command) -> None:
-        super().__init__(question)
-        self.question = question
-        self.before: list[Command] = []
-
-
-class Tape:
-    """What crosses between kombu's channel and a connection of ours.
-
-    :ivar commands: what the channel has sent since it was last taken
-    :ivar answers: the replies that are known
-    :ivar executed: the reply to the next transaction
     :ivar popped: the reply to BRPOP that the channel reads
     :ivar published: the channel and the payload of the message that kombu's channel reads
     """
 
-    def __init__(self) -> None:
-        self.commands: list[Command] = []
-        self.answers: Mapping[Command, Any] = {}
-        self.executed: Sequence[Any] = ()
-        self.popped: Any = None
-        self.published: tuple[bytes, bytes] = (b"", b"")
-
-    def take(self) -> list[Command]:
-        """The commands since the last time."""
-        taken, self.commands = self.commands, []
-        return taken
+    popped: Any = None
+    published: tuple[bytes, bytes] = (b"", b"")
 
 
-def offline_channel(connection: Connection, tape: Tape) -> Any:
+def offline_channel(connection: Connection, tape: ChannelTape) -> Any:
     """Make kombu's channel for a connection, which is never connected."""
     if issubclass(connection.get_transport_cls(), SentinelTransport):
         return _OfflineSentinelChannel(_OfflineSentinelTransport(connection), tape)
@@ -72,7 +43,7 @@ def offline_channel(connection: Connection, tape: Tape) -> Any:
 
 
 class _WithoutPoller:
-    """What a transport of kombu's is without its poller, which holds a file descriptor."""
+    """A transport of kombu's without its poller, which holds a file descriptor."""
 
     def __init__(self, client: Connection) -> None:
         transport: Any = self
@@ -89,21 +60,21 @@ class _OfflineSentinelTransport(_WithoutPoller, SentinelTransport):
 
 
 class _Recorded:
-    """What a channel of kombu's is on a client that records."""
+    """A channel of kombu's on a client that records."""
 
     global_keyprefix: str
 
-    def __init__(self, transport: Any, tape: Tape) -> None:
+    def __init__(self, transport: Any, tape: ChannelTape) -> None:
         self._tape = tape
         super().__init__(transport)  # type: ignore[call-arg]  # of the class mixed into
-        # A PING, which it begins with.
+        # It begins with a PING.
         tape.take()
 
     def _get_client(self) -> Any:
-        return partial(_Client, tape=self._tape, global_keyprefix=self.global_keyprefix)
+        return partial(_ChannelClient, tape=self._tape, global_keyprefix=self.global_keyprefix)
 
     def _size(self, queue: str) -> int:
-        # Declaring answers with a queue's length, which nobody here asks for.
+        # Declaring returns a queue's length, which is not used here.
         return 0
 
 
@@ -115,75 +86,53 @@ class _OfflineSentinelChannel(_Recorded, SentinelChannel):
     """The one behind sentinels."""
 
 
-class _Tee:
-    """The end of a recording client: what reaches it has its final form."""
+class _Received(RecordedClient):
+    """Below kombu's prefixes: replies to BRPOP as they came."""
 
-    def __init__(self, tape: Tape) -> None:
-        self._tape = tape
-
-    def execute_command(self, *command: Any, **_options: Any) -> Any:
-        if command[0] in _READS:
-            if command not in self._tape.answers:
-                raise AnswerNeeded(command)
-            return self._tape.answers[command]
-        self._tape.commands.append(command)
-        return None
+    _tape: ChannelTape
 
     def parse_response(self, *_: Any, **__: Any) -> Any:
         return self._tape.popped
 
 
-class _Client(GlobalKeyPrefixMixin, _Tee, CoreCommands):
-    """As much of redis-py's client as kombu uses."""
+class _ChannelClient(GlobalKeyPrefixMixin, _Received):
+    """The client that a channel uses, with the prefix that kombu's own adds to keys."""
 
-    def __init__(self, tape: Tape, global_keyprefix: str, connection_pool: Any = None) -> None:
+    def __init__(self, tape: ChannelTape, global_keyprefix: str, connection_pool: Any = None) -> None:
         super().__init__(tape)
         self.global_keyprefix = global_keyprefix
         self.connection = _Socket(tape)
 
-    def pipeline(self, transaction: bool = True, shard_hint: Any = None) -> _Pipeline:
-        return _Pipeline(self._tape, self.global_keyprefix)
+    def pipeline(self, transaction: bool = True, shard_hint: Any = None) -> _ChannelPipeline:
+        return _ChannelPipeline(self._tape, self.global_keyprefix)
 
     def pubsub(self) -> _PubSub:
         return _PubSub(self._tape, self.global_keyprefix)
 
     def register_script(self, script: str) -> Script:
-        self._tape.commands.append(("SCRIPT", "LOAD", script))
+        self._tape.execute(("SCRIPT", "LOAD", script))
         return Script(self, script.encode())
 
 
-class _Pipeline(_Client):
-    """A transaction, which is on the tape once it is executed."""
+class _ChannelPipeline(GlobalKeyPrefixMixin, RecordedPipeline):
+    """A transaction with prefixed keys."""
 
     def __init__(self, tape: Tape, global_keyprefix: str) -> None:
-        super().__init__(Tape(), global_keyprefix)
-        self._target = tape
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_exception: object) -> None:
-        """Nothing is held."""
-
-    def execute_command(self, *command: Any, **options: Any) -> _Pipeline:
-        super().execute_command(*command, **options)  # type: ignore[no-untyped-call]  # as all of kombu
-        return self
-
-    def execute(self) -> Sequence[Any]:
-        self._target.commands += [("MULTI",), *self._tape.take(), ("EXEC",)]
-        return self._target.executed
+        super().__init__(tape)
+        self.global_keyprefix = global_keyprefix
 
 
 class _PubSub:
     """As much of redis-py's subscriptions as kombu uses, with the prefix that kombu's own adds."""
 
-    def __init__(self, tape: Tape, global_keyprefix: str) -> None:
+    def __init__(self, tape: ChannelTape, global_keyprefix: str) -> None:
         self._tape = tape
         self._prefix = global_keyprefix
         self.connection = _Socket(tape)
 
     def psubscribe(self, patterns: Sequence[str]) -> None:
-        self._tape.commands += [("PSUBSCRIBE", self._prefix + pattern) for pattern in patterns]
+        for pattern in patterns:
+            self._tape.execute(("PSUBSCRIBE", self._prefix + pattern))
 
     def parse_response(self) -> tuple[bytes, bytes, bytes]:
         channel, payload = self._tape.published
@@ -191,7 +140,7 @@ class _PubSub:
 
 
 class _Socket:
-    """What kombu takes for a connection of redis-py's that is open."""
+    """kombu takes it for an open connection of redis-py's."""
 
     _sock = True
 
@@ -199,7 +148,7 @@ class _Socket:
         self._tape = tape
 
     def send_command(self, *command: Any) -> None:
-        self._tape.commands.append(command)
+        self._tape.execute(command)
 
     def disconnect(self) -> None:
         """It is never open."""

@@ -1,4 +1,4 @@
-"""One queue, consumed over a connection of its own, again after each lost connection."""
+"""Consumes one queue over its own connection, again after each lost connection."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator
 from typing import Any, Generic, TypeVar
 
-from twisted.internet.defer import Deferred, gatherResults, inlineCallbacks
+from twisted.internet.defer import Deferred, inlineCallbacks
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from twistedcelery._deferreds import all_done
 from twistedcelery._types import Clock, Timer
 from twistedcelery.errors import BrokerUnavailable, PublishRejected
-from twistedcelery.transports.connection import Connection
+from twistedcelery.transports.connection import Connection, Refused, caused
 from twistedcelery.transports.interface import SubscriptionUser
 from twistedcelery.transports.redis.link import RedisLink, SubscriberLink
-from twistedcelery.transports.redis.reader import QueueReader
+from twistedcelery.transports.redis.queue_reader import QueueReader
 from twistedcelery.transports.redis.requests import Requests
 
 __all__ = ["FanoutIntake", "Intake", "ListIntake"]
@@ -37,7 +38,7 @@ class Intake(ABC, Generic[L]):
     :param reactor: for time
     :param queue: a kombu ``Queue``
     :param make_reader: makes what knows the queue's keys, for each link
-    :param requests: what is asked besides consuming, a subscribed connection being good for nothing else
+    :param requests: renews and deletes, as a subscribed connection takes no other commands
     """
 
     def __init__(
@@ -53,12 +54,12 @@ class Intake(ABC, Generic[L]):
         self._queue = queue
         self._make_reader = make_reader
         self._requests = requests
-        # That of the last link: what it has declared may still be there.
+        # The last link's: what it has declared may still be there.
         self._reader: QueueReader | None = None
         self._link: L | None = None
         self._over = False
         self._has_consumed = False
-        self._refusal: PublishRejected | None = None
+        self._refusal: Refused | None = None
         self._refreshing: Timer | None = None
         self._left: Callable[[], object] = lambda: None
         self._connection: Connection[L]
@@ -84,25 +85,25 @@ class Intake(ABC, Generic[L]):
         if reader is None or not self._queue.auto_delete:
             return closed
         deleted: Deferred[Any] = self._requests.ask(reader.delete(), timeout=_DELETE_TIMEOUT)
-        return gatherResults([closed, deleted.addErrback(self._not_deleted)]).addCallback(lambda _: None)
+        return all_done([closed, deleted.addErrback(self._not_deleted)])
 
     @abstractmethod
     def _consume(self, link: L, reader: QueueReader) -> Deferred[Any] | None:
         """Begin to consume the declared queue; ``None``: there is nothing to wait for."""
 
     def _consuming(self, link: L, reader: QueueReader) -> None:
-        """The user has been told that no message is missed."""
+        """The user knows that no message is missed."""
 
     def _received(self, message: Any) -> None:
         if message is not None and not self._over:
             self.user.received(message)
 
-    def _refused(self, error: PublishRejected) -> None:
+    def _refused(self, error: Refused) -> None:
         """Redis does not let this queue be consumed."""
         if not self._over:
             self._leave()
             self._connection.close()
-            self.user.ended(error)
+            self.user.ended(caused(PublishRejected(str(error)), error))
 
     # The connection's user
 
@@ -116,14 +117,14 @@ class Intake(ABC, Generic[L]):
             consuming = self._consume(link, reader)
             if consuming is not None:
                 yield consuming
-        except PublishRejected as error:
+        except Refused as error:
             if self._has_consumed:
-                # It worked before: perhaps Redis has no memory at the moment.
+                # It worked before; Redis may be out of memory for the moment.
                 raise
             self._refusal = error
 
     def connection_up(self) -> None:
-        """Tell the user."""
+        """Let the user know."""
         if self._refusal is not None:
             self._refused(self._refusal)
             return
@@ -149,7 +150,7 @@ class Intake(ABC, Generic[L]):
         self._left()
 
     def _not_deleted(self, failure: Failure) -> None:
-        # Then its bindings expire, as those of a client that was killed.
+        # Then its bindings expire, like those of a client that was killed.
         _log.debug("queue {queue} was not deleted: {error}", queue=self._queue.name, error=failure.value)
 
     def _refresh(self) -> None:
@@ -166,7 +167,7 @@ class Intake(ABC, Generic[L]):
             error=failure.value,
         )
         if link is not None and link is self._link and not self._over:
-            # Such as that Redis has forgotten kombu's script. All of it is declared anew.
+            # Redis may have lost kombu's script. The next link declares everything again.
             link.abort()
 
     def _stop_refreshing(self) -> None:
@@ -193,7 +194,7 @@ class ListIntake(Intake[RedisLink]):
     _has_popped = False
 
     def _consume(self, link: RedisLink, reader: QueueReader) -> None:
-        # What comes from now on stays in the lists.
+        # Messages stay in the lists from now on.
         reader.consume()
 
     def _consuming(self, link: RedisLink, reader: QueueReader) -> None:
@@ -212,8 +213,8 @@ class ListIntake(Intake[RedisLink]):
 
     def _not_popped(self, failure: Failure, link: RedisLink) -> None:
         error = failure.value
-        # The connection tells of its end itself.
-        if link is self._link and isinstance(error, PublishRejected):
+        # After a lost connection `connection_lost` follows.
+        if link is self._link and isinstance(error, Refused):
             if self._has_popped:
                 link.abort()
             else:

@@ -1,4 +1,4 @@
-"""One live Redis connection. The only module that imports txredisapi.
+"""Holds one live Redis connection. The only module that imports txredisapi.
 
 txredisapi does the protocol. Its factories choose when to reconnect and where; here that is
 `twistedcelery.transports.connection`'s work, so its protocols run on endpoints of our own.
@@ -18,17 +18,18 @@ from twisted.internet.protocol import Factory, Protocol
 from twisted.python.failure import Failure
 
 from twistedcelery._types import Clock, Timer
-from twistedcelery.errors import BrokerAccessRefused, BrokerUnavailable, PublishRejected
+from twistedcelery.errors import BrokerAccessRefused, BrokerUnavailable
+from twistedcelery.transports.connection import Refused, caused
 
-__all__ = ["Command", "LinkParameters", "RedisLink", "SubscriberLink", "open_link", "open_subscriber"]
+__all__ = ["Command", "RedisLink", "RedisParameters", "SubscriberLink", "open_link", "open_subscriber"]
 
 #: A command's name and its arguments.
 Command = tuple[Any, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class LinkParameters:
-    """What follows the connection.
+class RedisParameters:
+    """The parameters of the handshake, and of the checks that follow.
 
     :ivar username: ``None`` for Redis' default user
     :ivar password: ``None`` for a server that asks for none
@@ -49,7 +50,7 @@ class LinkParameters:
 class RedisLink:
     """An open connection for commands; it ends once, and is not used again."""
 
-    def __init__(self, protocol: _Ending, reactor: Clock, parameters: LinkParameters) -> None:
+    def __init__(self, protocol: _Ending, reactor: Clock, parameters: RedisParameters) -> None:
         self._protocol: Any = protocol
         self._reactor = reactor
         self._check_interval = parameters.check_interval
@@ -59,14 +60,14 @@ class RedisLink:
         protocol.when_lost(self._stop_checking)
 
     def on_lost(self, callback: Callable[[BrokerUnavailable], None], /) -> None:
-        """Be told, once, that the connection has ended, whoever ended it."""
+        """Call back once, when the connection has ended on either side."""
         self._protocol.when_lost(callback)
 
     @property
     def is_alive(self) -> bool:
-        """Whether the server has not closed the connection, as far as the system knows already.
+        """Whether the connection is open, as far as the operating system knows.
 
-        The reactor may learn of it a turn later, when a message was trusted to it.
+        The reactor learns of a closed one a turn later, which is too late for a message.
         """
         socket = getattr(self._protocol.transport, "socket", None)
         if socket is None:
@@ -81,8 +82,8 @@ class RedisLink:
     def ask(self, command: Command) -> defer.Deferred[Any]:
         """Send a command.
 
-        :return: fires with the reply, text as bytes. Fails with `PublishRejected` for an error
-            reply, or with `BrokerUnavailable` when the connection ends first.
+        :return: fires with the reply, text as bytes. Fails with `Refused` for an error reply, or with
+            `BrokerUnavailable` when the connection ends first.
         """
         try:
             asked: defer.Deferred[Any] = self._protocol.execute_command(*command)
@@ -103,7 +104,7 @@ class RedisLink:
         :return: fires with the replies once all are answered well; fails as `ask` for the first
             that is not
         """
-        # Answers come in order: what is known at the last one is all there is.
+        # Answers come in order, so the last one completes the list.
         done: defer.Deferred[list[Any]] = defer.Deferred()
         problems: list[BaseException | None] = []
         replies: list[Any] = []
@@ -144,7 +145,7 @@ class RedisLink:
             return
         self._answered = False
         self._check = self._reactor.callLater(self._check_interval, self._ping)
-        self.ask(("PING",)).addCallbacks(self._pong, lambda _failure: None)  # its end is told elsewhere
+        self.ask(("PING",)).addCallbacks(self._pong, lambda _failure: None)  # `on_lost` calls back
 
     def _pong(self, _reply: object) -> None:
         self._answered = True
@@ -159,7 +160,7 @@ class SubscriberLink(RedisLink):
     """An open connection for subscriptions. Redis takes few other commands on it."""
 
     def on_message(self, callback: Callable[[bytes, bytes], None]) -> None:
-        """Set who is given the channel and the payload of each message."""
+        """Call back with the channel and the payload of each message."""
         self._protocol.deliver = callback
 
     def subscribe_pattern(self, pattern: str) -> defer.Deferred[Any]:
@@ -179,7 +180,7 @@ L = TypeVar("L", bound=RedisLink)
 
 
 def open_link(
-    endpoint: IStreamClientEndpoint, parameters: LinkParameters, reactor: Clock
+    endpoint: IStreamClientEndpoint, parameters: RedisParameters, reactor: Clock
 ) -> defer.Deferred[RedisLink]:
     """Connect, log in and choose the database.
 
@@ -191,7 +192,7 @@ def open_link(
 
 
 def open_subscriber(
-    endpoint: IStreamClientEndpoint, parameters: LinkParameters, reactor: Clock
+    endpoint: IStreamClientEndpoint, parameters: RedisParameters, reactor: Clock
 ) -> defer.Deferred[SubscriberLink]:
     """As `open_link`, for subscriptions."""
     return _open(endpoint, parameters, reactor, _SubscriberProtocol, SubscriberLink)
@@ -199,7 +200,7 @@ def open_subscriber(
 
 def _open(
     endpoint: IStreamClientEndpoint,
-    parameters: LinkParameters,
+    parameters: RedisParameters,
     reactor: Clock,
     protocol_class: type[_Ending],
     link_class: type[L],
@@ -229,7 +230,7 @@ def _open(
     return opening().addErrback(failed)
 
 
-def _handshake(parameters: LinkParameters) -> list[Command]:
+def _handshake(parameters: RedisParameters) -> list[Command]:
     commands: list[Command] = []
     if parameters.password is not None:
         user = () if parameters.username is None else (parameters.username,)
@@ -250,12 +251,12 @@ def _check_role(reply: Any) -> None:
 
 
 def _role_unknown(failure: Failure) -> None:
-    """Who may not ask for the role is told at the first write."""
+    """A user may lack the right to ask; a replica refuses the first write."""
     failure.trap(txredisapi.ResponseError)
 
 
 class _Ending(Protocol):
-    """A protocol that tells of its end. Mixed into txredisapi's."""
+    """A protocol that calls back when it ends. Mixed into txredisapi's."""
 
     def __init__(self, reactor: Clock) -> None:
         # Payloads as they are: neither text nor numbers.
@@ -269,7 +270,7 @@ class _Ending(Protocol):
     def when_lost(self, callback: Callable[[BrokerUnavailable], None]) -> None:
         self._lost_callbacks.append(callback)
         if self._lost:
-            self._tell()
+            self._call_back()
 
     def give_up(self, why: str) -> None:
         self.reason = BrokerUnavailable(why)
@@ -284,9 +285,9 @@ class _Ending(Protocol):
             self.reason = reason.value
         super().connectionLost(reason)
         self._lost = True
-        self._tell()
+        self._call_back()
 
-    def _tell(self) -> None:
+    def _call_back(self) -> None:
         callbacks, self._lost_callbacks = self._lost_callbacks, []
         for callback in callbacks:
             callback(_connection_error(self.reason))
@@ -319,17 +320,17 @@ class _ProtocolFactory(Factory):
         return self._protocol_class(self._reactor)
 
 
-def _translated(problem: BaseException | None, protocol: _Ending) -> BrokerUnavailable | PublishRejected:
+def _translated(problem: BaseException | None, protocol: _Ending) -> BrokerUnavailable | Refused:
     if isinstance(problem, txredisapi.ResponseError):
-        return _caused(PublishRejected(str(problem)), problem)
+        return caused(Refused(str(problem)), problem)
     return _connection_error(protocol.reason or problem)
 
 
 def _handshake_error(problem: BaseException | None, protocol: _Ending | None) -> BrokerUnavailable:
     if isinstance(problem, txredisapi.ResponseError):
-        # "LOADING Redis is loading the dataset in memory" and the like pass by themselves.
+        # These are temporary, for example "LOADING Redis is loading the dataset in memory".
         passing = str(problem).startswith(("LOADING", "MASTERDOWN", "BUSY"))
-        return _caused((BrokerUnavailable if passing else BrokerAccessRefused)(str(problem)), problem)
+        return caused((BrokerUnavailable if passing else BrokerAccessRefused)(str(problem)), problem)
     reason = None if protocol is None else protocol.reason
     return _connection_error(reason or problem)
 
@@ -338,13 +339,5 @@ def _connection_error(reason: BaseException | None) -> BrokerUnavailable:
     if isinstance(reason, BrokerUnavailable):
         return reason
     if isinstance(reason, error.ConnectionDone):
-        return _caused(BrokerUnavailable("the server closed the connection"), reason)
-    return _caused(BrokerUnavailable(str(reason) or type(reason).__name__), reason)
-
-
-E = TypeVar("E", bound=Exception)
-
-
-def _caused(made: E, cause: BaseException | None) -> E:
-    made.__cause__ = cause
-    return made
+        return caused(BrokerUnavailable("the server closed the connection"), reason)
+    return caused(BrokerUnavailable(str(reason) or type(reason).__name__), reason)

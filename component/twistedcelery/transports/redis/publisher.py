@@ -1,98 +1,102 @@
-"""Messages to Redis, each confirmed by the replies to its commands."""
+"""Publishes messages to Redis, each confirmed by the replies to its commands."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.python.failure import Failure
 
 from twistedcelery._types import Clock
-from twistedcelery.errors import (
-    BrokerUnavailable,
-    PublishRejected,
-    TwistedCeleryError,
-)
+from twistedcelery.errors import BrokerUnavailable, PublishRejected, TwistedCeleryError
+from twistedcelery.transports.connection import Refused, caused
 from twistedcelery.transports.publication import Publication
 from twistedcelery.transports.queued import QueuedPublisher
-from twistedcelery.transports.redis.channel import AnswerNeeded
 from twistedcelery.transports.redis.link import Command, RedisLink
-from twistedcelery.transports.redis.recorder import Recorder
+from twistedcelery.transports.redis.message_writer import MessageWriter
 
 __all__ = ["RedisPublisher"]
+
+#: Sends commands over a link; fires with the reply to the last one.
+Ask = Callable[[Sequence[Command]], Deferred[Any]]
 
 
 class RedisPublisher(QueuedPublisher[RedisLink, Publication]):
     """A `twistedcelery.transports.queued.QueuedPublisher` whose messages Redis' replies confirm.
 
-    :param make_recorder: makes what turns messages into commands, for each link
+    :param make_writer: makes what turns messages into commands, for each link
     :param limits: further parameters of the queue
     """
 
     def __init__(
-        self, reactor: Clock, publish_timeout: float, make_recorder: Callable[[], Recorder], **limits: Any
+        self,
+        reactor: Clock,
+        publish_timeout: float,
+        make_writer: Callable[[Ask], MessageWriter],
+        **limits: Any,
     ) -> None:
         super().__init__(reactor, publish_timeout, **limits)
-        self._make_recorder = make_recorder
+        self._make_writer = make_writer
         self._link: RedisLink | None = None
-        self._recorder: Recorder | None = None
+        self._writer: MessageWriter | None = None
 
     def prepare(self, link: RedisLink) -> Deferred[None]:
-        """Begin anew: what was declared over another link may be gone with another server's data."""
-        self._recorder = self._make_recorder()
+        """Begin anew: another link may lead to a server without the declarations of the last one."""
         self._link = link
+        self._renew_writer(link)
         return succeed(None)
+
+    def _renew_writer(self, link: RedisLink) -> None:
+        self._writer = self._make_writer(
+            lambda commands: link.send(commands).addCallback(lambda replies: replies[-1])
+        )
 
     def _has_link(self) -> bool:
         return self._link is not None
 
     def _let_go(self) -> None:
-        self._link = self._recorder = None
+        self._link = self._writer = None
 
     def _dispatch(self, publication: Publication) -> None:
-        self._record(publication, {})
-
-    def _record(self, publication: Publication, answers: Mapping[Command, Any]) -> None:
-        assert self._recorder is not None
-        try:
-            commands = self._recorder.record(publication.message, answers)
-        except AnswerNeeded as needed:
-            self._ask(publication, needed)
-        except TwistedCeleryError as error:
-            described = type(error)(f"{publication}: {error}")
-            described.__cause__ = error
-            publication.fail(described)
-        else:
-            self._send(publication, commands)
-
-    def _ask(self, publication: Publication, needed: AnswerNeeded) -> None:
         link = self._link
         assert link is not None
-        self._preparing[publication] = None
-        if needed.before:
-            link.send(needed.before).addErrback(self._not_taken, publication, link)
-        link.ask(needed.question).addCallbacks(
-            self._answered,
-            self._not_taken,
-            callbackArgs=(publication, link, needed.question),
-            errbackArgs=(publication, link),
-        )
+        assert self._writer is not None
+        try:
+            commands = self._writer.write(publication.message)
+        except (TwistedCeleryError, Refused) as error:
+            publication.fail(_unwritable(publication, error))
+            return
+        if isinstance(commands, Deferred):
+            self._preparing[publication] = None
+            commands.addCallbacks(
+                self._written,
+                self._not_written,
+                callbackArgs=(publication, link),
+                errbackArgs=(publication, link),
+            )
+        else:
+            self._send(publication, commands, link)
 
-    def _answered(self, reply: Any, publication: Publication, link: RedisLink, question: Command) -> None:
+    def _written(self, commands: list[Command], publication: Publication, link: RedisLink) -> None:
         if link is self._link and publication in self._preparing:
             del self._preparing[publication]
-            self._record(publication, {question: reply})
+            self._send(publication, commands, link)
 
-    def _send(self, publication: Publication, commands: list[Command]) -> None:
-        link = self._link
-        assert link is not None
+    def _not_written(self, failure: Failure, publication: Publication, link: RedisLink) -> None:
+        if failure.check(Refused):
+            self._not_taken(failure, publication, link)
+        elif not failure.check(BrokerUnavailable) and link is self._link:
+            self._preparing.pop(publication, None)
+            publication.fail(_unwritable(publication, failure.value))
+
+    def _send(self, publication: Publication, commands: list[Command], link: RedisLink) -> None:
         if not commands:
-            # Nothing is bound, and nobody wants to be told.
+            # Nothing is bound, and the message is not mandatory.
             publication.succeed()
             return
         if not link.is_alive:
-            # The message waits for the next link, which this one's end, about to be told, brings.
+            # The message waits for the next link: `connection_lost` follows.
             self._wait_first([publication])
             self._link = None
             link.abort()
@@ -115,13 +119,17 @@ class RedisPublisher(QueuedPublisher[RedisLink, Publication]):
 
     def _not_taken(self, failure: Failure, publication: Publication, link: RedisLink) -> None:
         if link is not self._link or failure.check(BrokerUnavailable):
-            # The connection tells of its end itself.
+            # `connection_lost` follows, or came already.
             return
         self._unconfirmed.pop(publication, None)
         self._preparing.pop(publication, None)
-        # What was declared may have been among what Redis refused: declare it again.
-        self._recorder = self._make_recorder()
+        # Redis may have refused a declaration: declare it again.
+        self._renew_writer(link)
         error = PublishRejected(f"{publication}: Redis says {failure.value}")
-        error.__cause__ = failure.value
-        publication.fail(error)
+        publication.fail(caused(error, failure.value))
         self._pump()
+
+
+def _unwritable(publication: Publication, error: Any) -> TwistedCeleryError:
+    cls = PublishRejected if isinstance(error, Refused) else type(error)
+    return caused(cls(f"{publication}: {error}"), error)

@@ -1,4 +1,4 @@
-"""Commands whose replies are wanted, over a connection that is made when the first one is asked for."""
+"""Sends commands whose replies are wanted, over a connection that is made when the first one is asked for."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import Any
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.python.failure import Failure
 
+from twistedcelery._deferreds import settle
 from twistedcelery._types import Clock
-from twistedcelery.errors import BrokerAccessRefused, BrokerUnavailable, Disconnected
+from twistedcelery.errors import BrokerAccessRefused, BrokerUnavailable, Disconnected, renewed
 from twistedcelery.transports.connection import Connection
+from twistedcelery.transports.deadlines import cancel_after
 from twistedcelery.transports.redis.link import Command, RedisLink
 
 __all__ = ["Requests"]
@@ -19,10 +21,10 @@ __all__ = ["Requests"]
 class Requests:
     """Sends commands over one connection, whose user this is.
 
-    :param timeout: seconds to wait for replies, connecting included
+    :param timeout: seconds to wait for replies, connecting included; ``None``: there is no limit
     """
 
-    def __init__(self, reactor: Clock, timeout: float) -> None:
+    def __init__(self, reactor: Clock, timeout: float | None) -> None:
         self._reactor = reactor
         self._timeout = timeout
         self._open: dict[Deferred[Any], _Request] = {}
@@ -36,15 +38,19 @@ class Requests:
         self._connection = connection
         return self
 
+    def start(self) -> None:
+        """Connect, though there is nothing to ask yet."""
+        self._connection.start()
+
     def ask(
         self, commands: Sequence[Command], *, once: bool = False, timeout: float | None = None
     ) -> Deferred[list[Any]]:
-        """Send commands, now or when there is a connection, and again when it is lost meanwhile.
+        """Send commands, now or when there is a connection, and again after a lost connection.
 
-        :param once: rather fail than send them again
-        :param timeout: seconds, where it is not that of the others
-        :return: fires with the replies. It fails with `PublishRejected` where Redis refuses one,
-            with `BrokerUnavailable` when there is no reply in time, at once where that is for a
+        :param once: fail rather than send them again
+        :param timeout: seconds, if the usual limit does not fit
+        :return: fires with the replies. It fails with `Refused` where Redis refuses one, with
+            `BrokerUnavailable` when there is no reply in time, at once where Redis refuses the
             password, and with `Disconnected`.
         """
         if self._closed:
@@ -53,8 +59,8 @@ class Requests:
         self._open[answer] = request = _Request(commands, once)
         answer.addBoth(self._ended, answer)
         limit = self._timeout if timeout is None else timeout
-        # Its own reason says more than Twisted's.
-        answer.addTimeout(limit, self._reactor, lambda failure, _: failure)  # type: ignore[arg-type]  # a zope interface
+        if limit is not None:
+            cancel_after(limit, answer, self._reactor)
         self._connection.start()
         if self._link is not None:
             self._send(answer, request, self._link)
@@ -81,7 +87,7 @@ class Requests:
                 self._send(answer, request, self._link)
 
     def connection_lost(self, reason: BrokerUnavailable) -> None:
-        """Wait for the next link, but not for a password that is wrong."""
+        """Wait for the next link, unless Redis refused the password."""
         self._link = None
         self._reason = reason
         if isinstance(reason, BrokerAccessRefused):
@@ -89,26 +95,19 @@ class Requests:
             return
         for answer, request in list(self._open.items()):
             if request.once and request.sent:
-                self._fail(answer, reason)
+                settle(answer, Failure(renewed(reason)))
 
     def _send(self, answer: Deferred[Any], request: _Request, link: RedisLink) -> None:
         request.sent = True
-        link.send(request.commands).addCallbacks(
-            self._answered, self._refused, callbackArgs=(answer,), errbackArgs=(answer,)
-        )
+        link.send(request.commands).addBoth(self._answered, answer)
 
-    def _answered(self, replies: list[Any], answer: Deferred[Any]) -> None:
-        # Not, where nobody waits any more.
-        if answer in self._open:
-            answer.callback(replies)
-
-    def _refused(self, failure: Failure, answer: Deferred[Any]) -> None:
-        # The connection tells of its end itself.
-        if answer in self._open and not failure.check(BrokerUnavailable):
-            answer.errback(failure)
+    def _answered(self, outcome: Any, answer: Deferred[Any]) -> None:
+        # After a lost connection the commands are sent again.
+        if not isinstance(outcome, Failure) or not outcome.check(BrokerUnavailable):
+            settle(answer, outcome)
 
     def _gave_up(self, answer: Deferred[Any]) -> None:
-        self._fail(answer, BrokerUnavailable(f"no answer: {self._reason or 'it takes too long'}"))
+        answer.errback(Failure(BrokerUnavailable(f"no answer: {self._reason or 'it takes too long'}")))
 
     def _ended(self, outcome: Any, answer: Deferred[Any]) -> Any:
         del self._open[answer]
@@ -116,19 +115,13 @@ class Requests:
 
     def _fail_all(self, error: BrokerUnavailable | Disconnected) -> None:
         for answer in list(self._open):
-            self._fail(answer, error)
-
-    def _fail(self, answer: Deferred[Any], error: BrokerUnavailable | Disconnected) -> None:
-        made = type(error)(*error.args)
-        made.__cause__ = error.__cause__
-        if answer in self._open:
-            answer.errback(Failure(made))
+            settle(answer, Failure(renewed(error)))
 
 
 class _Request:
-    """What was asked.
+    """Commands that were asked.
 
-    :ivar sent: whether Redis may have carried it out
+    :ivar sent: whether Redis may have carried them out
     """
 
     __slots__ = ("commands", "once", "sent")

@@ -1,4 +1,4 @@
-"""States and results from Celery's Redis result backend, pushed.
+"""Receives states and results from Celery's Redis result backend, pushed.
 
 A worker stores each state under the task's key, and publishes it on a channel of that name. One
 connection is subscribed for all tasks that are waited for; a second one reads what was stored
@@ -9,22 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from twisted.internet.defer import Deferred, fail, gatherResults
-from twisted.python.failure import Failure
+from twisted.internet.defer import Deferred, fail
 
+from twistedcelery._deferreds import Waiters, close_all
 from twistedcelery._types import Clock, Timer
 from twistedcelery.errors import (
     BrokerAccessRefused,
     BrokerUnavailable,
     Disconnected,
-    PublishRejected,
     ResultBackendUnavailable,
     ResultError,
     TwistedCeleryError,
 )
+from twistedcelery.transports.connection import Refused, caused
 from twistedcelery.transports.interface import ReplyReceiver
+from twistedcelery.transports.redis.offline_backend import OfflineRedisBackend
 from twistedcelery.transports.redis.reads import Reads
-from twistedcelery.transports.redis.stored import StoredStates
 from twistedcelery.transports.redis.subscriptions import Subscriptions
 
 __all__ = ["RedisResults"]
@@ -34,8 +34,8 @@ class RedisResults:
     """A `twistedcelery.transports.interface.ResultSource` on Celery's Redis result backend.
 
     :param reactor: for time
-    :param receiver: is told of each state
-    :param states: knows keys and payloads
+    :param receiver: gets each state
+    :param backend: knows keys and payloads
     :param give_up_after: seconds that Redis may be away before the tasks that wait for it fail
         with `twistedcelery.errors.ResultBackendUnavailable`
     """
@@ -44,14 +44,18 @@ class RedisResults:
     reply_to: str | None = None
 
     def __init__(
-        self, reactor: Clock, receiver: ReplyReceiver, states: StoredStates, give_up_after: float = 30.0
+        self,
+        reactor: Clock,
+        receiver: ReplyReceiver,
+        backend: OfflineRedisBackend,
+        give_up_after: float = 30.0,
     ) -> None:
         self._reactor = reactor
         self._receiver = receiver
-        self._states = states
+        self._backend = backend
         self._give_up_after = give_up_after
         self._watched: dict[bytes, _Watch] = {}
-        # What was read, until it is known that nothing of the kind was published before.
+        # What was read, until all that was published before it has been delivered.
         self._found: dict[bytes, bytes] = {}
         self._closed = False
         self._reason: BrokerUnavailable | None = None
@@ -75,7 +79,7 @@ class RedisResults:
         if self._closed:
             return fail(Disconnected("the connection for results was closed by disconnect()"))
         try:
-            key = self._states.key(task_id)
+            key = self._backend.key(task_id)
         except TwistedCeleryError as error:
             return fail(error)
         watch = self._watched.get(key)
@@ -87,15 +91,13 @@ class RedisResults:
                 self._begin_to_give_up()
         if watch.placed:
             return None
-        waiter: Deferred[None] = Deferred(self._gave_up)
-        watch.waiters.append(waiter)
-        return waiter
+        return watch.waiters.wait(lambda: self._unavailable("it takes too long"))
 
     def forget(self, task_id: str) -> None:
         """As `twistedcelery.transports.interface.ResultSource.forget`."""
         if not self._watched:
             return
-        key = self._states.key(task_id)
+        key = self._backend.key(task_id)
         if self._watched.pop(key, None) is not None:
             self._unlisten(key)
 
@@ -109,10 +111,10 @@ class RedisResults:
         self._closed = True
         self._stop_giving_up()
         watched, self._watched = self._watched, {}
-        closed = gatherResults([self._subscriptions.close(), self._reads.close()])
+        closed = close_all(self._subscriptions, self._reads)
         for watch in watched.values():
-            watch.fail(Disconnected("the client was disconnected before the task was sent"))
-        return closed.addCallback(lambda _: None)
+            watch.waiters.fail(Disconnected("the client was disconnected before the task was sent"))
+        return closed
 
     # The owner of the subscriptions
 
@@ -122,13 +124,14 @@ class RedisResults:
         if watch is not None:
             self._found.pop(key, None)
             self._reads.add(key)
-            watch.place()
+            watch.placed = True
+            watch.waiters.fire(None)
 
     def message(self, key: bytes, payload: bytes) -> None:
         """A state was stored. What was read is older, or the same."""
         self._reads.discard(key)
         self._found.pop(key, None)
-        self._tell(key, payload)
+        self._deliver(key, payload)
 
     def found(self, key: bytes, payload: bytes) -> None:
         """A state was read. Earlier ones may still be on their way over the other connection."""
@@ -138,9 +141,9 @@ class RedisResults:
     def _caught_up(self, key: bytes, payload: bytes) -> None:
         if self._found.get(key) is payload:
             del self._found[key]
-            self._tell(key, payload)
+            self._deliver(key, payload)
 
-    def refused(self, key: bytes, error: PublishRejected) -> None:
+    def refused(self, key: bytes, error: Refused) -> None:
         """The task cannot be watched."""
         watch = self._watched.pop(key, None)
         if watch is not None:
@@ -148,12 +151,12 @@ class RedisResults:
             self._end(watch, f"Redis does not allow the subscription: {error}")
 
     def up(self) -> None:
-        """Everybody may go on waiting."""
+        """The tasks that wait may go on waiting."""
         self._reason = None
         self._stop_giving_up()
 
     def lost(self, reason: BrokerUnavailable) -> None:
-        """Wait for the next link, but not for a password that is wrong."""
+        """Wait for the next link, unless Redis refused the password."""
         self._reason = reason
         self._found.clear()
         if isinstance(reason, BrokerAccessRefused):
@@ -161,12 +164,12 @@ class RedisResults:
         elif self._watched:
             self._begin_to_give_up()
 
-    def _tell(self, key: bytes, payload: bytes) -> None:
+    def _deliver(self, key: bytes, payload: bytes) -> None:
         watch = self._watched.get(key)
         if watch is None:
             return
         try:
-            meta = self._states.decode(payload)
+            meta = self._backend.decode(payload)
         except ResultError as error:
             self.forget(watch.task_id)
             self._receiver.reply_failed(watch.task_id, error)
@@ -174,9 +177,6 @@ class RedisResults:
         self._receiver.state_changed(watch.task_id, meta)
 
     # Giving up
-
-    def _gave_up(self, waiter: Deferred[None]) -> None:
-        waiter.errback(Failure(self._unavailable("it takes too long")))
 
     def _begin_to_give_up(self) -> None:
         if self._away is None and not self._closed:
@@ -201,18 +201,17 @@ class RedisResults:
 
     def _end(self, watch: _Watch, why: str) -> None:
         if watch.waiters:
-            watch.fail(self._unavailable(why))
+            watch.waiters.fail(self._unavailable(why))
         elif watch.placed:
             self._receiver.reply_failed(watch.task_id, self._unavailable(why))
 
     def _unavailable(self, why: str) -> ResultBackendUnavailable:
-        error = ResultBackendUnavailable(f"no connection to the result backend: {self._reason or why}")
-        error.__cause__ = self._reason
-        return error
+        text = f"no connection to the result backend: {self._reason or why}"
+        return caused(ResultBackendUnavailable(text), self._reason)
 
 
 class _Watch:
-    """A task that somebody waits for.
+    """A watched task.
 
     :ivar placed: whether it may be published without a state being missed
     """
@@ -222,17 +221,4 @@ class _Watch:
     def __init__(self, task_id: str) -> None:
         self.task_id = task_id
         self.placed = False
-        self.waiters: list[Deferred[None]] = []
-
-    def place(self) -> None:
-        self.placed = True
-        waiters, self.waiters = self.waiters, []
-        for waiter in waiters:
-            if not waiter.called:
-                waiter.callback(None)
-
-    def fail(self, error: TwistedCeleryError) -> None:
-        waiters, self.waiters = self.waiters, []
-        for waiter in waiters:
-            if not waiter.called:
-                waiter.errback(Failure(type(error)(*error.args)))
+        self.waiters: Waiters[None] = Waiters()

@@ -1,4 +1,4 @@
-"""The master that Redis Sentinel names, as a place to connect to."""
+"""Provides the master that Redis Sentinel names as an endpoint."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IStreamClientEndpoint
 from zope.interface import implementer
 
-from twistedcelery.errors import BrokerAccessRefused, BrokerUnavailable, PublishRejected
-from twistedcelery.transports.connection import Server
+from twistedcelery.errors import BrokerAccessRefused, BrokerUnavailable
+from twistedcelery.transports.connection import Refused, Server
 from twistedcelery.transports.redis.link import open_link
 
 __all__ = ["MasterEndpoint"]
@@ -57,7 +57,7 @@ class MasterEndpoint:
         for sentinel in self._sentinels:
             try:
                 host, port = await self._ask(sentinel).addTimeout(self._timeout, self._reactor)
-            except (BrokerUnavailable, PublishRejected, defer.TimeoutError) as error:
+            except (BrokerUnavailable, Refused, defer.TimeoutError) as error:
                 refused = refused or isinstance(error, BrokerAccessRefused)
                 problems.append(f"{sentinel.address}: {str(error) or 'no answer'}")
                 continue

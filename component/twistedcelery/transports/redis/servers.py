@@ -1,27 +1,27 @@
-"""Where Redis is: redis-py's own reading of Celery's settings in, endpoints and parameters out.
+"""Turns Celery's settings, as redis-py reads them, into endpoints and handshake parameters.
 
 kombu's transport and Celery's result backend each make a redis-py connection pool of URLs, query
-strings, transport options and ``redis_*`` settings. The pool is asked; it is never connected.
+strings, transport options and ``redis_*`` settings. The pool is read; it is never connected.
 """
 
 from __future__ import annotations
 
 import ssl
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from redis import SSLConnection, UnixDomainSocketConnection
 from redis.sentinel import SentinelConnectionPool
 from twisted.internet import endpoints
-from twisted.internet.interfaces import IStreamClientEndpoint
 
 from twistedcelery.errors import ConfigurationError
-from twistedcelery.transports.redis.link import LinkParameters
+from twistedcelery.transports.connection import Server
+from twistedcelery.transports.redis.link import RedisParameters
 from twistedcelery.transports.redis.sentinel import MasterEndpoint
 from twistedcelery.transports.tls import client_tls
 
-__all__ = ["Server", "Servers"]
+__all__ = ["Servers"]
 
 #: Seconds between checks of a connection, where no setting says otherwise.
 CHECK_INTERVAL = 25.0
@@ -39,18 +39,6 @@ _UNSUPPORTED = (
     "ssl_min_version",
     "ssl_ciphers",
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Server:
-    """One server to try.
-
-    :ivar address: for people to read; without the password
-    """
-
-    endpoint: IStreamClientEndpoint
-    parameters: LinkParameters
-    address: str
 
 
 class Servers:
@@ -89,7 +77,7 @@ class Servers:
         return Server(self._endpoint(read), _parameters(read), _address(read))
 
     def advance(self) -> int:
-        """Turn to the next server; with one server there is nothing to turn to."""
+        """Turn to the next server, if there are several."""
         return self._turn() or 1
 
     def _master(self, pool: Any, read: Any) -> Server:
@@ -146,8 +134,8 @@ class Servers:
         return endpoints.wrapClientTLS(tls, endpoint)
 
 
-def _parameters(read: Any) -> LinkParameters:
-    return LinkParameters(
+def _parameters(read: Any) -> RedisParameters:
+    return RedisParameters(
         username=read.username or None,
         password=read.password or None,
         db=int(read.db),

@@ -1,16 +1,20 @@
-"""Queues of the client's own on Redis: replies to control commands, and events."""
+"""Consumes queues of the client on Redis: replies to control commands, and events."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
-from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.defer import Deferred
 
-from twistedcelery.errors import Disconnected
+from twistedcelery._deferreds import all_done, fork
+from twistedcelery.errors import Disconnected, PublishRejected
+from twistedcelery.transports.connection import Refused
 from twistedcelery.transports.interface import SubscriptionUser
 from twistedcelery.transports.redis.intake import Intake
-from twistedcelery.transports.redis.reader import QueueReader
+from twistedcelery.transports.redis.link import Command
+from twistedcelery.transports.redis.queue_reader import QueueReader
 from twistedcelery.transports.redis.requests import Requests
 
 __all__ = ["RedisSubscriber"]
@@ -34,9 +38,7 @@ class RedisSubscriber:
         self._make_intake = make_intake
         self._make_reader = make_reader
         self._intakes: dict[Intake[Any], None] = {}
-        self._closing = False
-        self._closed = False
-        self._close_waiters: list[Deferred[None]] = []
+        self._closing: Deferred[None] | None = None
 
     def subscribe(self, queue: Any, user: SubscriptionUser) -> Intake[Any]:
         """As `twistedcelery.transports.interface.Subscriber.subscribe`."""
@@ -53,29 +55,24 @@ class RedisSubscriber:
         purged = 0
         for queue in queues:
             reader = self._make_reader(queue)
-            # Done twice, it would give another number.
-            replies = await self._requests.ask([*reader.declare(), *reader.purge()], once=True)
-            purged += reader.purged(replies)
+            try:
+                purged += await reader.purge(partial(self._ask_once, reader.declare()))
+            except Refused as error:
+                raise PublishRejected(str(error)) from error
         return purged
+
+    def _ask_once(self, declaring: Sequence[Command], commands: Sequence[Command]) -> Deferred[Any]:
+        # Purged twice, the second number would be wrong.
+        replies = self._requests.ask([*declaring, *commands], once=True)
+        return replies.addCallback(lambda each: each[-1])
 
     def close(self) -> Deferred[None]:
         """As `twistedcelery.transports.interface.Subscriber.close`."""
-        waiter: Deferred[None] = Deferred()
-        self._close_waiters.append(waiter)
-        if not self._closing:
-            self._closing = True
+        if self._closing is None:
             intakes = list(self._intakes)
-            cancelled = gatherResults([intake.cancel() for intake in intakes])
+            # The requests delete the queues, so they are closed last.
+            self._closing = all_done([intake.cancel() for intake in intakes])
+            self._closing.addCallback(lambda _: self._requests.close())
             for intake in intakes:
                 intake.user.ended(Disconnected("the client was disconnected"))
-            # Over these the queues are deleted.
-            cancelled.addCallback(lambda _: self._requests.close()).addCallback(self._all_closed)
-        elif self._closed:
-            self._all_closed(None)
-        return waiter
-
-    def _all_closed(self, _: None) -> None:
-        self._closed = True
-        waiters, self._close_waiters = self._close_waiters, []
-        for waiter in waiters:
-            waiter.callback(None)
+        return fork(self._closing)

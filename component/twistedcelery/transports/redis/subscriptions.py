@@ -1,4 +1,4 @@
-"""Subscriptions that survive a lost connection."""
+"""Keeps channels subscribed, again after each lost connection."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from twistedcelery.errors import BrokerUnavailable, PublishRejected
-from twistedcelery.transports.connection import Connection, State
+from twistedcelery.errors import BrokerUnavailable
+from twistedcelery.transports.connection import Connection, Refused, State
 from twistedcelery.transports.redis.link import SubscriberLink
 
 __all__ = ["Subscriptions", "SubscriptionsOwner"]
@@ -19,15 +19,15 @@ _log = Logger()
 
 
 class SubscriptionsOwner(Protocol):
-    """Who listens."""
+    """Gets what comes over the subscriptions."""
 
     def message(self, channel: bytes, payload: bytes) -> None:
         """A message came."""
 
     def subscribed(self, channel: bytes) -> None:
-        """No later message of a channel is missed. Told again after each lost connection."""
+        """No later message of a channel is missed. Called again after each lost connection."""
 
-    def refused(self, channel: bytes, error: PublishRejected) -> None:
+    def refused(self, channel: bytes, error: Refused) -> None:
         """Redis does not allow this subscription."""
 
     def up(self) -> None:
@@ -40,7 +40,7 @@ class SubscriptionsOwner(Protocol):
 class Subscriptions:
     """Keeps a set of channels subscribed over one connection, whose user this is.
 
-    :param owner: is given the messages
+    :param owner: gets the messages
     """
 
     def __init__(self, owner: SubscriptionsOwner) -> None:
@@ -112,8 +112,8 @@ class Subscriptions:
                 self._owner.subscribed(channel)
 
         def failed(failure: Failure) -> None:
-            # The connection tells of its end itself.
-            if isinstance(failure.value, PublishRejected) and channel in self._channels:
+            # After a lost connection `connection_up` subscribes again.
+            if isinstance(failure.value, Refused) and channel in self._channels:
                 del self._channels[channel]
                 self._owner.refused(channel, failure.value)
 

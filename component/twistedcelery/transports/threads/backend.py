@@ -1,6 +1,6 @@
-"""A result backend of the client's own, made by Celery's machinery.
+"""Makes a result backend for one client, by Celery's own code.
 
-Never the application's: other threads of the process may be using that one.
+It is never the application's, which other threads of the process may be using.
 """
 
 from __future__ import annotations
@@ -16,21 +16,11 @@ from celery.exceptions import ImproperlyConfigured
 from kombu.utils.encoding import ensure_bytes
 
 from twistedcelery.errors import ConfigurationError
+from twistedcelery.transports.decoding import Undecodable
 from twistedcelery.transports.threads.broker import connect_once
 from twistedcelery.transports.threads.failures import Redactor
 
-__all__ = ["OwnBackend", "Undecodable"]
-
-
-class Undecodable(dict[str, Any]):
-    """Stands for a stored meta that cannot be decoded, where an exception would break a connection.
-
-    :ivar error: what decoding raised
-    """
-
-    def __init__(self, error: Exception) -> None:
-        super().__init__(status=None, task_id=None)
-        self.error = error
+__all__ = ["OwnBackend"]
 
 
 class OwnBackend:
@@ -46,7 +36,7 @@ class OwnBackend:
         self._reply_to = reply_to
         with self._explained(Exception):
             self._class, self._url = by_url(app.backend_cls or app.conf.result_backend, app.loader)
-        #: Whether it tells of new states by itself, so that it need not be polled.
+        #: Whether it announces new states, so that it need not be polled.
         self.is_pushed = issubclass(self._class, AsyncBackendMixin)
         #: Whether it is Celery's ``rpc://``.
         self.is_rpc = issubclass(self._class, RPCBackend)
@@ -62,7 +52,7 @@ class OwnBackend:
         """
         with self._explained(ValueError, TypeError, AttributeError, LookupError, ImportError, AssertionError):
             backend = self._class(app=self._app, url=self._url)
-        # Whoever made it retries, and reports; Celery would retry silently, by default for ever.
+        # The client retries and reports; Celery would retry silently, by default for ever.
         backend.always_retry = False
         backend.retry_policy = {**backend.retry_policy, "max_retries": 0}
         if self.is_rpc:

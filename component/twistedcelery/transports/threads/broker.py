@@ -1,4 +1,4 @@
-"""A kombu connection for sending messages that are serialised already. All of it blocks."""
+"""Sends serialised messages over a kombu connection. All of it blocks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kombu.common import maybe_declare
 
 from twistedcelery.encoding.message import OutgoingMessage
 from twistedcelery.errors import Unroutable
-from twistedcelery.transports.threads.filesystem import Outbox
+from twistedcelery.transports.threads.filesystem import SpoolFolder
 
 __all__ = ["BrokerConnection", "connect_once"]
 
@@ -33,8 +33,8 @@ class BrokerConnection:
         self._is_redis = transport.driver_type == "redis"
         if self._is_amqp:
             self._kombu.transport_options = {**self._kombu.transport_options, "confirm_publish": True}
-        self._outbox = (
-            Outbox(self._kombu.transport_options) if transport.driver_type == "filesystem" else None
+        self._spool = (
+            SpoolFolder(self._kombu.transport_options) if transport.driver_type == "filesystem" else None
         )
         self._channel: Any = None
         self._used_at = 0.0
@@ -62,8 +62,8 @@ class BrokerConnection:
             if not self._is_alive():
                 raise ConnectionResetError("the broker closed the connection")
             return
-        if self._outbox is not None:
-            self._kombu.transport_options = {**self._kombu.transport_options, **self._outbox.open()}
+        if self._spool is not None:
+            self._kombu.transport_options = {**self._kombu.transport_options, **self._spool.open()}
         connect_once(self._kombu)
         self._channel = self._kombu.channel()
         if self._is_amqp:
@@ -106,8 +106,8 @@ class BrokerConnection:
             timeout=timeout,
             confirm_timeout=timeout,
         )
-        if self._outbox is not None:
-            self._outbox.send()
+        if self._spool is not None:
+            self._spool.send()
         self._used_at = time.monotonic()
         if self._returned is not None:
             raise Unroutable(
@@ -118,8 +118,8 @@ class BrokerConnection:
     def discard(self) -> None:
         """Drop a connection that failed, without a word to the broker."""
         self._channel = None
-        if self._outbox is not None:
-            self._outbox.close()
+        if self._spool is not None:
+            self._spool.close()
         with contextlib.suppress(Exception):  # it failed already, and that was reported
             if self._is_amqp:
                 self._kombu.collect()
@@ -130,14 +130,14 @@ class BrokerConnection:
     def close(self) -> None:
         """Close in good order."""
         self._channel = None
-        if self._outbox is not None:
-            self._outbox.close()
+        if self._spool is not None:
+            self._spool.close()
         self._kombu.release()
 
     def _is_alive(self) -> bool:
         if self._is_amqp:
             with contextlib.suppress(TimeoutError):  # it said nothing
-                # Such as that it closes the connection.
+                # It may have said that it closes the connection.
                 self._kombu.drain_events(timeout=0)
             return bool(self._kombu.connected)
         if self._is_redis and time.monotonic() - self._used_at > _TRUSTED_FOR:
@@ -147,7 +147,7 @@ class BrokerConnection:
     def _has_route(self, message: OutgoingMessage) -> bool:
         """Whether one of kombu's virtual transports has a queue for a message.
 
-        They know no ``mandatory``, and store a message without a route in a queue nobody reads.
+        They know no ``mandatory``, and store a message without a route in a queue that is never read.
         """
         exchange_type = getattr(self._channel, "typeof", None)
         if not message.exchange or exchange_type is None:

@@ -1,6 +1,6 @@
-"""What kombu, Celery and their drivers raise, as errors of this package.
+"""Translates what kombu, Celery and their drivers raise into errors of this package.
 
-The only place of the threaded transport where foreign exceptions are told apart.
+No other module of the threaded transport knows the classes of foreign exceptions.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ def send_error(error: BaseException, broker: ErrorClasses, redactor: Redactor) -
     elif isinstance(error, (TypeError, ValueError, struct.error, kombu.exceptions.SerializationError)):
         made = EncodeError(f"the message cannot be put on the wire: {text}")
     else:
-        made = PublishUnconfirmed(f"sending failed, and nobody can say at which point: {text}")
+        made = PublishUnconfirmed(f"sending failed at an unknown point: {text}")
     return _chained(made, error, redactor)
 
 

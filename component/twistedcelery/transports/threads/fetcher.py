@@ -1,4 +1,4 @@
-"""The waiting thread's half: one result backend, made anew when it fails."""
+"""Fetches results in the waiting thread, from one result backend that is made anew when it fails."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from twistedcelery.errors import ConfigurationError, ResultError
 from twistedcelery.transports.threads.backend import OwnBackend
+from twistedcelery.transports.threads.backoff import Backoff
 from twistedcelery.transports.threads.failures import Redactor
 from twistedcelery.transports.threads.polled import PolledReader
 from twistedcelery.transports.threads.pushed import PushedReader
@@ -14,10 +15,6 @@ from twistedcelery.transports.threads.reader import Reader
 from twistedcelery.transports.threads.thread import DedicatedThread
 
 __all__ = ["Fetcher", "FetcherOwner"]
-
-#: Seconds between attempts to reach the backend: the first, doubled up to the last.
-_FIRST_DELAY = 0.1
-_LAST_DELAY = 5.0
 
 
 class FetcherOwner(Protocol):
@@ -49,7 +46,7 @@ class Fetcher:
     :param clock: seconds, of the reactor
     :param interval: the least number of seconds between two polls, of backends that are polled
     :param thread: where this runs
-    :param owner: is told what is found
+    :param owner: gets what is found
     """
 
     def __init__(
@@ -73,8 +70,7 @@ class Fetcher:
         self._unplaced: dict[str, None] = {}
         self._was_reached = False
         self._is_reached: bool | None = None
-        self._retry_at = 0.0
-        self._delay = _FIRST_DELAY
+        self._backoff = Backoff(clock)
         #: When the backend last did as it was asked. Read by the reactor too.
         self.answered_at = 0.0
 
@@ -100,20 +96,20 @@ class Fetcher:
         """
         if not self._tasks:
             return None
-        if self._reader is None and self._clock() < self._retry_at:
-            return self._retry_at - self._clock()
+        if self._reader is None and self._backoff.remaining:
+            return self._backoff.remaining
         try:
             reader = self._reader or self._make_reader()
             placed = list(self._unplaced)
             for task_id in placed:
                 reader.watch(task_id)
             self._unplaced.clear()
-            # Those who wait are told once the backend has answered.
+            # `placed` follows once the backend has answered.
             delay = reader.read(in_a_hurry=bool(placed) or self._thread.has_jobs())
         except Exception as error:
             self._failed(error)
-            return self._delay
-        self._delay = _FIRST_DELAY
+            return self._backoff.remaining
+        self._backoff.succeeded()
         if placed:
             self._thread.post(self._owner.placed, placed)
         return delay
@@ -124,7 +120,7 @@ class Fetcher:
             try:
                 self._reader.close()
             except Exception:
-                # There is nobody left for whom it would matter that the backend went away first.
+                # The backend went away first, which does not matter any more.
                 self._reader.drop()
 
     # The reader's sink
@@ -163,8 +159,7 @@ class Fetcher:
             self._unplaced.clear()
             self._thread.post(self._owner.unusable, error)
             return
-        self._retry_at = self._clock() + self._delay
-        self._delay = min(self._delay * 2, _LAST_DELAY)
+        self._backoff.failed()
         if self._is_reached is not False:
             self._is_reached = False
             self._thread.post(self._owner.lost, self._redactor.text(error))

@@ -1,9 +1,8 @@
-"""Whole messages for kombu's ``filesystem://``.
+"""Sends and takes whole messages of kombu's ``filesystem://``.
 
-kombu creates a message's file in the folder where readers look, and fills it afterwards. A reader
-that is quick enough finds an empty file, and ends with a JSONDecodeError. So, for writing, kombu is
-given another folder, and what is complete is renamed into the one where workers look; for reading,
-a file that its writer has not done with is left alone.
+kombu creates a message's file in the folder where readers look, and fills it afterwards. A quick reader
+finds an empty file, and ends with a JSONDecodeError. So kombu writes to another folder, and complete
+files are renamed into the one where workers look. Reading leaves a file alone while its writer is busy.
 """
 
 from __future__ import annotations
@@ -19,10 +18,10 @@ from typing import Any
 
 from kombu.transport.filesystem import Channel
 
-__all__ = ["Outbox", "WholeMessageChannel"]
+__all__ = ["SpoolFolder", "WholeMessageChannel"]
 
 
-class Outbox:
+class SpoolFolder:
     """The folder that kombu writes to.
 
     :param options: the transport options of the application's broker
@@ -75,5 +74,5 @@ def _is_complete(path: Path) -> bool:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             return os.fstat(file.fileno()).st_size > 0
     except OSError:
-        # Locked, or taken by somebody else.
+        # Locked, or taken by another reader.
         return False

@@ -1,4 +1,7 @@
-"""The subscribing thread's half: one kombu connection, made anew when it fails. All of it blocks."""
+"""Consumes queues in the subscribing thread, over one kombu connection that is made anew when it fails.
+
+All of it blocks.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from twisted.logger import Logger
 
 from twistedcelery.errors import BrokerUnavailable, PublishError, PublishRejected
 from twistedcelery.transports.interface import IncomingMessage
+from twistedcelery.transports.threads.backoff import Backoff
 from twistedcelery.transports.threads.broker import connect_once
 from twistedcelery.transports.threads.failures import Redactor, connect_error, declare_error
 from twistedcelery.transports.threads.filesystem import WholeMessageChannel
@@ -26,10 +30,6 @@ _WAIT = 0.1
 
 #: Messages taken in before other work gets its turn.
 _MESSAGES_AT_ONCE = 100
-
-#: Seconds between attempts to connect: the first, doubled up to the last.
-_FIRST_DELAY = 0.1
-_LAST_DELAY = 5.0
 
 #: Seconds between looking after the heartbeats of a connection.
 _HEARTBEAT_EVERY = 1.0
@@ -69,8 +69,7 @@ class QueueListener:
         self._kombu: Any = None
         self._is_amqp = False
         self._polling_interval: float | None = None
-        self._retry_at = 0.0
-        self._delay = _FIRST_DELAY
+        self._backoff = Backoff(time.monotonic)
         self._next_heartbeat = 0.0
         self._taken_in = 0
 
@@ -90,7 +89,7 @@ class QueueListener:
                         queue.delete()
                 consumer.channel.close()
         if not self._consumers:
-            # Nobody looks after its heartbeats any more.
+            # Its heartbeats are not looked after any more.
             self._release()
 
     def purge(self, queues: Sequence[Any]) -> int:
@@ -117,7 +116,7 @@ class QueueListener:
             translated = declare_error(error, connection, self._redactor)
             raise translated from translated.__cause__
         finally:
-            with contextlib.suppress(Exception):  # what matters was told
+            with contextlib.suppress(Exception):  # the outcome is known already
                 connection.release()
         return purged
 
@@ -128,8 +127,8 @@ class QueueListener:
         """
         if not self._consumers:
             return None
-        if self._kombu is None and time.monotonic() < self._retry_at:
-            return self._retry_at - time.monotonic()
+        if self._kombu is None and self._backoff.remaining:
+            return self._backoff.remaining
         try:
             self._connect()
             begun = self._consume()
@@ -137,8 +136,8 @@ class QueueListener:
             self._look_after_heartbeats()
         except Exception as error:
             self._failed(error)
-            return self._delay
-        self._delay = _FIRST_DELAY
+            return self._backoff.remaining
+        self._backoff.succeeded()
         for subscription in begun:
             # Redis subscribes with the first look for messages.
             self._has_consumed.add(subscription)
@@ -215,11 +214,9 @@ class QueueListener:
         _log.warn(
             "no connection to the broker: {reason}; trying again in {delay:.1f} s",
             reason=reason,
-            delay=self._delay,
+            delay=self._backoff.failed(),
         )
         self._discard()
-        self._retry_at = time.monotonic() + self._delay
-        self._delay = min(self._delay * 2, _LAST_DELAY)
         for subscription in self._consumers:
             self._consumers[subscription] = None
             self._thread.post(subscription.interrupted, reason)
@@ -238,11 +235,11 @@ class QueueListener:
     def _release(self) -> None:
         connection, self._kombu = self._kombu, None
         if connection is not None:
-            with contextlib.suppress(Exception):  # nobody cares any more whether it went first
+            with contextlib.suppress(Exception):  # it is not needed any more
                 connection.release()
 
     def take_in(self, subscription: Subscribed, message: Any) -> None:
-        """A message came; whoever subscribed decides whether to decode it."""
+        """A message came; its user decides whether to decode it."""
         self._taken_in += 1
         self._thread.post(
             subscription.received,

@@ -1,4 +1,4 @@
-"""Result backends that must be asked: files, SQL databases, caches, object stores and so on."""
+"""Polls result backends that announce nothing: files, SQL databases, caches, object stores and so on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kombu.exceptions import ContentDisallowed
 
 from twistedcelery.transports.threads.failures import Redactor, reply_error
 from twistedcelery.transports.threads.reader import StateSink
-from twistedcelery.transports.threads.stored import StoredState, read_stored
+from twistedcelery.transports.threads.snapshots import Snapshot, read_snapshots
 
 __all__ = ["PolledReader"]
 
@@ -63,9 +63,10 @@ class PolledReader:
             self._round.extend(self._seen)
         while self._round and self._clock() - began < _SLICE:
             some = [self._round.popleft() for _ in range(min(len(self._round), _TASKS_AT_ONCE))]
-            for stored in read_stored(self._backend, [task_id for task_id in some if task_id in self._seen]):
-                if stored.fingerprint != self._seen[stored.task_id]:
-                    self._changed(stored)
+            wanted = [task_id for task_id in some if task_id in self._seen]
+            for snapshot in read_snapshots(self._backend, wanted):
+                if snapshot.fingerprint != self._seen[snapshot.task_id]:
+                    self._changed(snapshot)
             self._sink.answered()
         # As long a pause as the work took, and between two rounds not less than the interval.
         pause = self._clock() - began
@@ -86,10 +87,10 @@ class PolledReader:
         with contextlib.suppress(Exception):  # it failed already, and that was reported
             self.close()
 
-    def _changed(self, stored: StoredState) -> None:
-        task_id, fingerprint = stored.task_id, stored.fingerprint
+    def _changed(self, snapshot: Snapshot) -> None:
+        task_id, fingerprint = snapshot.task_id, snapshot.fingerprint
         try:
-            meta = stored.meta()
+            meta = snapshot.meta()
         except Exception as error:
             if not isinstance(error, ContentDisallowed) and not self._is_torn_for_good(task_id, fingerprint):
                 return

@@ -1,4 +1,4 @@
-"""`ThreadedPublisher`: kombu's blocking code as a `twistedcelery.transports.interface.Publisher`."""
+"""Publishes messages by kombu's blocking code in a thread."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from functools import partial
 from typing import Any
 
 from twisted.internet.defer import Deferred, fail
+from twisted.python.failure import Failure
 
+from twistedcelery._deferreds import settle
 from twistedcelery.encoding.message import OutgoingMessage
 from twistedcelery.errors import (
     BrokerUnavailable,
@@ -16,7 +18,7 @@ from twistedcelery.errors import (
     PublishUnconfirmed,
 )
 from twistedcelery.transports.deadlines import Deadlines
-from twistedcelery.transports.threads.delivery import Delivery
+from twistedcelery.transports.threads.handover import Handover
 from twistedcelery.transports.threads.sender import Sender
 from twistedcelery.transports.threads.thread import DedicatedThread, ThreadReactor
 
@@ -24,7 +26,7 @@ __all__ = ["ThreadedPublisher"]
 
 
 class ThreadedPublisher:
-    """Sends all messages of a client through one kombu connection in one thread.
+    """A `twistedcelery.transports.interface.Publisher` on one kombu connection in one thread.
 
     With AMQP brokers a message counts as taken when the broker confirmed it, with others when
     kombu's blocking call returned.
@@ -45,8 +47,8 @@ class ThreadedPublisher:
         self._reactor = reactor
         self._publish_timeout = publish_timeout
         self._max_queued = max_queued
-        self._unsettled: dict[Delivery, None] = {}
-        self._deadlines: Deadlines[Delivery] = Deadlines(reactor, self._expired)
+        self._unsettled: dict[Handover, None] = {}
+        self._deadlines: Deadlines[Handover] = Deadlines(reactor, self._expired)
         self._closed = False
         self._thread = DedicatedThread(reactor, "twistedcelery-publish", finish=self._release)
         self._sender = Sender(app, reactor.seconds, self._thread, self._settle)
@@ -66,12 +68,12 @@ class ThreadedPublisher:
         if len(self._unsettled) >= self._max_queued:
             return fail(Overloaded(f"{self._max_queued} messages wait for the broker already"))
         timeout = self._publish_timeout if message.confirm_timeout is None else message.confirm_timeout
-        delivery = Delivery(message, self._reactor.seconds() + timeout)
-        self._unsettled[delivery] = None
-        delivery.done.addBoth(self._ended, delivery)
-        self._deadlines.add(timeout, delivery)
-        self._thread.submit(partial(self._sender.deliver, delivery))
-        return delivery.done
+        handover = Handover(message, self._reactor.seconds() + timeout)
+        self._unsettled[handover] = None
+        handover.done.addBoth(self._ended, handover)
+        self._deadlines.add(timeout, handover)
+        self._thread.submit(partial(self._sender.deliver, handover))
+        return handover.done
 
     def close(self) -> Deferred[None]:
         """Stop. Unfinished messages fail with `Disconnected`; those not being sent yet never are.
@@ -83,32 +85,27 @@ class ThreadedPublisher:
         self._closed = True
         self._deadlines.stop()
         stopped = self._thread.stop()
-        for delivery in list(self._unsettled):
-            unsent = delivery.take()
-            told = "nothing was sent" if unsent else "the broker may or may not have the message"
-            delivery.done.errback(Disconnected(f"the client was disconnected; {told}"))
+        for handover in list(self._unsettled):
+            unsent = handover.take()
+            fate = "nothing was sent" if unsent else "the broker may or may not have the message"
+            handover.done.errback(Disconnected(f"the client was disconnected; {fate}"))
         return stopped
 
     def _release(self) -> None:
         self._sender.close()
 
-    def _ended(self, result: Any, delivery: Delivery) -> Any:
-        del self._unsettled[delivery]
+    def _ended(self, result: Any, handover: Handover) -> Any:
+        del self._unsettled[handover]
         return result
 
-    def _settle(self, delivery: Delivery, error: PublishError | None) -> None:
-        if delivery.settled:
-            return
-        if error is None:
-            delivery.done.callback(None)
-        else:
-            delivery.done.errback(error)
+    def _settle(self, handover: Handover, error: PublishError | None) -> None:
+        settle(handover.done, None if error is None else Failure(error))
 
-    def _expired(self, delivery: Delivery) -> None:
+    def _expired(self, handover: Handover) -> None:
         error: PublishError
-        last = delivery.last_error
+        last = handover.last_error
         because = f": {last}" if last is not None else ""
-        if delivery.take() and not delivery.maybe_sent:
+        if handover.take() and not handover.maybe_sent:
             error = BrokerUnavailable(
                 f"the message could not be sent in the time allowed; nothing was sent{because}"
             )
@@ -118,4 +115,4 @@ class ThreadedPublisher:
                 f"{because}"
             )
         error.__cause__ = last
-        delivery.done.errback(error)
+        handover.done.errback(error)

@@ -1,4 +1,4 @@
-"""Result backends that tell of new states: ``redis://``, ``rpc://`` and their like."""
+"""Reads result backends that announce new states: ``redis://``, ``rpc://`` and similar ones."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from celery import states
 from celery.backends.base import BaseKeyValueStoreBackend
 from kombu.messaging import Consumer
 
+from twistedcelery.transports.decoding import check_meta
 from twistedcelery.transports.threads.failures import Redactor, reply_error
 from twistedcelery.transports.threads.reader import StateSink
-from twistedcelery.transports.threads.stored import check_meta, read_stored
+from twistedcelery.transports.threads.snapshots import read_snapshots
 
 __all__ = ["PushedReader"]
 
@@ -98,7 +99,7 @@ class PushedReader:
         task_id = _task_of(meta, message)
         if task_id not in self._watched:
             if task_id is None:
-                # Nobody can say whose it is. If it is stored under a task's key, we shall find it.
+                # Its task is unknown. If it is stored under a task's key, reading finds it.
                 self._next_look = self._clock()
             return
         try:
@@ -120,14 +121,14 @@ class PushedReader:
 
         Only final states are taken: an announcement of an earlier one may still be on its way.
         """
-        for stored in read_stored(self._backend, list(self._watched)):
+        for snapshot in read_snapshots(self._backend, list(self._watched)):
             try:
-                meta = stored.meta()
+                meta = snapshot.meta()
             except Exception as error:
-                self._sink.unreadable(stored.task_id, reply_error(error, self._redactor))
+                self._sink.unreadable(snapshot.task_id, reply_error(error, self._redactor))
                 continue
             if meta["status"] in states.READY_STATES:
-                self._sink.changed(stored.task_id, meta)
+                self._sink.changed(snapshot.task_id, meta)
 
 
 def _task_of(meta: Any, message: Any) -> str | None:

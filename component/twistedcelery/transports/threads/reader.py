@@ -1,4 +1,4 @@
-"""What the waiting thread needs of a result backend, however the states come."""
+"""Defines how the waiting thread reads a result backend, pushed or polled."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`ThreadedResults`: Celery's blocking code as a `twistedcelery.transports.interface.ResultSource`."""
+"""Receives states and results by Celery's blocking code in a thread."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 from kombu.utils.uuid import uuid
 from twisted.internet.defer import Deferred, fail
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
+from twistedcelery._deferreds import Waiters
 from twistedcelery._types import Timer
 from twistedcelery.errors import (
     ConfigurationError,
     Disconnected,
     ResultBackendUnavailable,
     ResultError,
-    TwistedCeleryError,
+    renewed,
 )
 from twistedcelery.transports.interface import ReplyReceiver
 from twistedcelery.transports.threads.backend import OwnBackend
@@ -31,13 +31,13 @@ _log = Logger()
 
 
 class ThreadedResults:
-    """Reads the states of all tasks of a client from one result backend in one thread.
+    """A `twistedcelery.transports.interface.ResultSource` on one result backend in one thread.
 
-    The backend is made for this thread alone. Backends that tell of new states (Redis, ``rpc://``)
-    are listened to, others are polled.
+    The backend is made for this thread alone. Backends that announce new states (Redis, ``rpc://``)
+    push them, others are polled.
 
     :param app: the Celery application, whose ``result_backend`` is used
-    :param receiver: is told what is found
+    :param receiver: gets what is found
     :param give_up_after: seconds that the backend may stay silent before the tasks that wait for
         it fail with `twistedcelery.errors.ResultBackendUnavailable`
     :param poll_interval: the least number of seconds between two polls. A poll that takes longer
@@ -57,8 +57,8 @@ class ThreadedResults:
         self._reactor = reactor
         self._receiver = receiver
         self._give_up_after = give_up_after
-        # Each watched task with those who wait for it to be placed.
-        self._watched: dict[str, list[Deferred[None]]] = {}
+        # Each watched task, with the callers that wait for it to be placed.
+        self._watched: dict[str, Waiters[None]] = {}
         self._reached = False
         self._trouble = "it was not reached yet"
         self._since = 0.0
@@ -71,7 +71,7 @@ class ThreadedResults:
         try:
             backend = OwnBackend(app, queue)
         except ConfigurationError as error:
-            # Each call is told; making the client is not where somebody waits for an answer.
+            # Each call fails with it; making the client does not.
             self._unusable = error
             self._thread = DedicatedThread(reactor, "twistedcelery-results")
             return
@@ -101,18 +101,16 @@ class ThreadedResults:
         if self._closed:
             return fail(Disconnected("the client was disconnected"))
         if self._unusable is not None:
-            return fail(_again(self._unusable))
+            return fail(renewed(self._unusable))
         if not self._watched:
             self._since = self._reactor.seconds()
-        waiting = self._watched.setdefault(task_id, [])
+        waiting = self._watched.setdefault(task_id, Waiters())
         self._thread.submit(partial(self._fetcher.watch, task_id))
         if self._watchdog is None:
             self._watchdog = self._reactor.callLater(self._give_up_after, self._check_silence)
         if self._keeps_states and self.connected:
             return None
-        placed: Deferred[None] = Deferred(self._given_up)
-        waiting.append(placed)
-        return placed
+        return waiting.wait(self._unanswered)
 
     def forget(self, task_id: str) -> None:
         """Stop reporting on a task. Unknown ids are ignored."""
@@ -133,7 +131,7 @@ class ThreadedResults:
         stopped = self._thread.stop()
         watched, self._watched = self._watched, {}
         for waiting in watched.values():
-            _fire(waiting, Disconnected("the client was disconnected before the task was sent"))
+            waiting.fail(Disconnected("the client was disconnected before the task was sent"))
         return stopped
 
     # The fetcher's owner
@@ -141,10 +139,8 @@ class ThreadedResults:
     def placed(self, task_ids: list[str]) -> None:
         """Let those tasks be published."""
         for task_id in task_ids:
-            waiting = self._watched.get(task_id)
-            if waiting:
-                self._watched[task_id] = []
-                _fire(waiting, None)
+            if task_id in self._watched:
+                self._watched[task_id].fire(None)
 
     def changed(self, task_id: str, meta: Mapping[str, Any]) -> None:
         """Report a state."""
@@ -152,7 +148,7 @@ class ThreadedResults:
             self._receiver.state_changed(task_id, meta)
 
     def unreadable(self, task_id: str, error: ResultError) -> None:
-        """Report that there is nothing to report."""
+        """Report that the state cannot be read."""
         if task_id in self._watched:
             self.forget(task_id)
             self._receiver.reply_failed(task_id, error)
@@ -184,8 +180,8 @@ class ThreadedResults:
 
     # Silence
 
-    def _given_up(self, placed: Deferred[None]) -> None:
-        placed.errback(ResultBackendUnavailable(f"the result backend does not answer: {self._trouble}"))
+    def _unanswered(self) -> ResultBackendUnavailable:
+        return ResultBackendUnavailable(f"the result backend does not answer: {self._trouble}")
 
     def _check_silence(self) -> None:
         self._watchdog = None
@@ -205,24 +201,6 @@ class ThreadedResults:
         for task_id, waiting in list(self._watched.items()):
             self.forget(task_id)
             if waiting:
-                _fire(waiting, _again(error))
+                waiting.fail(error)
             elif isinstance(error, ResultError):
-                self._receiver.reply_failed(task_id, _again(error))
-
-
-def _again(error: TwistedCeleryError) -> Any:
-    """The same error for one more Deferred, whose traceback is its own."""
-    again = type(error)(*error.args)
-    again.__cause__ = error.__cause__
-    return again
-
-
-def _fire(waiting: list[Deferred[None]], error: TwistedCeleryError | None) -> None:
-    for placed in waiting:
-        if placed.called:
-            # Its holder cancelled it.
-            continue
-        if error is None:
-            placed.callback(None)
-        else:
-            placed.errback(Failure(_again(error)))
+                self._receiver.reply_failed(task_id, renewed(error))

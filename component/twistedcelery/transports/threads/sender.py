@@ -1,4 +1,4 @@
-"""The publishing thread's half: sends each message once, through failures of the broker."""
+"""Sends messages in the publishing thread, each once, through failures of the broker."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from twistedcelery.errors import BrokerAccessRefused, BrokerUnavailable, PublishError, PublishUnconfirmed
+from twistedcelery.transports.threads.backoff import Backoff
 from twistedcelery.transports.threads.broker import BrokerConnection
-from twistedcelery.transports.threads.delivery import Delivery
 from twistedcelery.transports.threads.failures import (
     Redactor,
     connect_error,
@@ -15,13 +15,13 @@ from twistedcelery.transports.threads.failures import (
     never_connected,
     send_error,
 )
+from twistedcelery.transports.threads.handover import Handover
 from twistedcelery.transports.threads.thread import DedicatedThread
 
 __all__ = ["Sender"]
 
-#: Seconds between attempts to connect: the first, doubled up to the last.
-_FIRST_DELAY = 0.1
-_LAST_DELAY = 2.0
+#: The most seconds between attempts to connect.
+_LONGEST_DELAY = 2.0
 
 #: Seconds for which a refusal answers for all messages, so that a queue full of them does not
 #: become as many failed logins.
@@ -29,12 +29,12 @@ _REFUSAL_STANDS = 1.0
 
 
 class Sender:
-    """Sends deliveries in order. Everything here runs in the publishing thread.
+    """Sends messages in order. Everything here runs in the publishing thread.
 
     :param app: the Celery application
-    :param clock: seconds, as in `Delivery.deadline`
+    :param clock: seconds, as in `Handover.deadline`
     :param thread: where this runs
-    :param settle: called on the reactor with a delivery and its error, or ``None`` for success
+    :param settle: called on the reactor with a handover and its error, or ``None`` for success
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Sender:
         app: Any,
         clock: Callable[[], float],
         thread: DedicatedThread,
-        settle: Callable[[Delivery, PublishError | None], None],
+        settle: Callable[[Handover, PublishError | None], None],
     ) -> None:
         self._app = app
         self._redactor = Redactor(app)
@@ -50,24 +50,23 @@ class Sender:
         self._thread = thread
         self._settle = settle
         self._broker: BrokerConnection | None = None
-        self._delay = _FIRST_DELAY
+        self._backoff = Backoff(clock, _LONGEST_DELAY)
         self._refused: tuple[BrokerAccessRefused, float] | None = None
         #: Whether there is a connection that works, as far as is known. Read by the reactor too.
         self.connected = False
 
-    def deliver(self, delivery: Delivery) -> None:
-        """Send one message; returns when its fate is known or nobody waits for it."""
-        while not delivery.withdrawn and not self._thread.stopping.is_set():
+    def deliver(self, handover: Handover) -> None:
+        """Send one message; returns when its fate is known, or when it was withdrawn."""
+        while not handover.withdrawn and not self._thread.stopping.is_set():
             try:
-                again = self._attempt(delivery)
+                again = self._attempt(handover)
             except PublishError as error:
-                self._thread.post(self._settle, delivery, error)
+                self._thread.post(self._settle, handover, error)
                 return
             if not again:
-                self._thread.post(self._settle, delivery, None)
+                self._thread.post(self._settle, handover, None)
                 return
-            self._thread.stopping.wait(self._delay)
-            self._delay = min(self._delay * 2, _LAST_DELAY)
+            self._thread.stopping.wait(self._backoff.failed())
 
     def close(self) -> None:
         """Let go of the connection."""
@@ -77,10 +76,10 @@ class Sender:
         try:
             self._broker.close()
         except Exception:
-            # There is nobody left for whom it would matter that the broker went away first.
+            # The broker went away first, which does not matter any more.
             self._broker.discard()
 
-    def _attempt(self, delivery: Delivery) -> bool:
+    def _attempt(self, handover: Handover) -> bool:
         """Try once.
 
         :return: whether to try again
@@ -88,26 +87,26 @@ class Sender:
         """
         try:
             broker = self._connected_broker()
-            self._declare(broker, delivery)
+            self._declare(broker, handover)
         except BrokerUnavailable as unavailable:
-            delivery.last_error = unavailable
+            handover.last_error = unavailable
             if isinstance(unavailable, BrokerAccessRefused) or self._broker is None:
                 raise
             return True
-        return not delivery.take() or self._send(broker, delivery)
+        return not handover.take() or self._send(broker, handover)
 
-    def _declare(self, broker: BrokerConnection, delivery: Delivery) -> None:
+    def _declare(self, broker: BrokerConnection, handover: Handover) -> None:
         try:
-            broker.declare(delivery.message.declare)
+            broker.declare(handover.message.declare)
         except Exception as failure:
             error = declare_error(failure, broker, self._redactor)
             self._disconnect()
             raise error from error.__cause__
 
-    def _send(self, broker: BrokerConnection, delivery: Delivery) -> bool:
+    def _send(self, broker: BrokerConnection, handover: Handover) -> bool:
         """As `_attempt`, once there is nothing left to do but to send."""
         try:
-            broker.send(delivery.message, timeout=max(delivery.deadline - self._clock(), 0.001))
+            broker.send(handover.message, timeout=max(handover.deadline - self._clock(), 0.001))
         except PublishError:
             raise
         except Exception as failure:
@@ -115,14 +114,14 @@ class Sender:
             self._disconnect()
             if never_connected(failure):
                 error = connect_error(failure, self._redactor)
-            elif isinstance(error, PublishUnconfirmed) and delivery.message.resend:
-                delivery.maybe_sent = True
+            elif isinstance(error, PublishUnconfirmed) and handover.message.resend:
+                handover.maybe_sent = True
             else:
                 raise error from error.__cause__
-            delivery.last_error = error
-            delivery.give_back()
+            handover.last_error = error
+            handover.give_back()
             return True
-        self._delay = _FIRST_DELAY
+        self._backoff.succeeded()
         return False
 
     def _connected_broker(self) -> BrokerConnection:

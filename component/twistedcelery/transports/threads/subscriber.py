@@ -1,4 +1,4 @@
-"""`ThreadedSubscriber`: kombu's blocking code as a `twistedcelery.transports.interface.Subscriber`."""
+"""Consumes queues of the client by kombu's blocking code in a thread."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from twisted.internet.defer import Deferred, fail
+from twisted.internet.defer import Deferred
 
-from twistedcelery.errors import BrokerUnavailable, Disconnected, PublishError, TwistedCeleryError
+from twistedcelery.errors import BrokerUnavailable, Disconnected, TwistedCeleryError
 from twistedcelery.transports.interface import IncomingMessage, SubscriptionUser
 from twistedcelery.transports.threads.listener import QueueListener
 from twistedcelery.transports.threads.thread import DedicatedThread, ThreadReactor
@@ -17,7 +17,7 @@ __all__ = ["ThreadedSubscriber"]
 
 
 class ThreadedSubscriber:
-    """Consumes all queues of a client through one kombu connection in one thread.
+    """A `twistedcelery.transports.interface.Subscriber` on one kombu connection in one thread.
 
     The thread starts with the first subscription.
 
@@ -26,8 +26,6 @@ class ThreadedSubscriber:
 
     def __init__(self, app: Any, reactor: ThreadReactor) -> None:
         self._subscriptions: dict[_Subscription, None] = {}
-        self._waiting: dict[Deferred[Any], None] = {}
-        self._closed = False
         self._thread = DedicatedThread(
             reactor, "twistedcelery-subscribe", step=self._step, finish=self._release
         )
@@ -42,11 +40,7 @@ class ThreadedSubscriber:
 
     def purge(self, queues: Sequence[Any]) -> Deferred[int]:
         """As `twistedcelery.transports.interface.Subscriber.purge`."""
-
-        def purge() -> int:
-            return self._listener.purge(queues)
-
-        return self._in_thread(purge)
+        return self._thread.call(partial(self._listener.purge, queues))
 
     def close(self) -> Deferred[None]:
         """As `twistedcelery.transports.interface.Subscriber.close`.
@@ -55,52 +49,15 @@ class ThreadedSubscriber:
         `twistedcelery.transports.threads.thread.STOP_LIMIT` seconds; it ends with that call and
         does not keep the process alive.
         """
-        self._closed = True
         stopped = self._thread.stop()
         for subscription in list(self._subscriptions):
             subscription.ended(Disconnected("the client was disconnected"))
-        return stopped.addCallback(self._stopped)
-
-    def _stopped(self, _: None) -> None:
-        for waiter in list(self._waiting):
-            waiter.errback(Disconnected("the client was disconnected"))
+        return stopped
 
     def _cancelled(self, subscription: _Subscription) -> Deferred[None]:
-        def remove() -> None:
-            self._listener.remove(subscription)
-
-        # When it is closed, the thread does it as its last work.
-        return self._in_thread(remove).addErrback(lambda failure: failure.trap(Disconnected) and None)
-
-    def _in_thread(self, job: Callable[[], Any]) -> Deferred[Any]:
-        """Run a job that may raise a `PublishError`."""
-        if self._closed:
-            return fail(Disconnected("the client was disconnected"))
-        done: Deferred[Any] = Deferred()
-        self._waiting[done] = None
-
-        def ended(outcome: Any) -> Any:
-            del self._waiting[done]
-            return outcome
-
-        def settle(outcome: Any) -> None:
-            if done.called:
-                # Its holder has cancelled it, or the client was disconnected.
-                return
-            if isinstance(outcome, PublishError):
-                done.errback(outcome)
-            else:
-                done.callback(outcome)
-
-        def run() -> None:
-            try:
-                outcome = job()
-            except PublishError as error:
-                outcome = error
-            self._thread.post(settle, outcome)
-
-        self._thread.submit(run)
-        return done.addBoth(ended)
+        removed = self._thread.call(partial(self._listener.remove, subscription))
+        # A thread that is stopped does it as its last work.
+        return removed.addErrback(lambda failure: failure.trap(Disconnected) and None)
 
     # In the thread
 
@@ -112,7 +69,7 @@ class ThreadedSubscriber:
 
 
 class _Subscription:
-    """One queue; what the thread tells of it reaches its user until it ends.
+    """One queue; what the thread posts reaches its user until it ends.
 
     :param all_of_them: the subscriber's; this one leaves it when it ends
     :param cancelled: has the thread give the queue up

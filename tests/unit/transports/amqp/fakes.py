@@ -11,9 +11,9 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
 from twistedcelery.encoding.message import OutgoingMessage
-from twistedcelery.errors import BrokerUnavailable, PublishRejected
+from twistedcelery.errors import BrokerUnavailable
 from twistedcelery.transports.amqp.declare import Declaration
-from twistedcelery.transports.connection import Connection, ConnectionUser
+from twistedcelery.transports.connection import Connection, ConnectionUser, Refused
 
 __all__ = ["FakeBrokers", "FakeChannel", "FakeLink", "Network", "message", "outcomes_of", "refused"]
 
@@ -258,9 +258,9 @@ def message(
     )
 
 
-def refused(text: str = "406") -> PublishRejected:
+def refused(text: str = "406") -> Refused:
     """What a channel says of a declaration that the broker refuses."""
-    return PublishRejected(f"the broker refused: {text}")
+    return Refused(f"the broker refused: {text}")
 
 
 def outcomes_of(deferred: Deferred[Any]) -> list[Any]:

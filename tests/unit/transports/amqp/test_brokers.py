@@ -15,7 +15,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from twisted.internet.testing import MemoryReactorClock
 
 from twistedcelery.errors import ConfigurationError
-from twistedcelery.transports.amqp.brokers import Broker, Brokers, LinkParameters
+from twistedcelery.transports.amqp.brokers import AmqpParameters, Brokers
+from twistedcelery.transports.connection import Server
 
 
 def brokers(url: Any, heartbeat: float = 10, **settings: Any) -> Brokers:
@@ -24,7 +25,7 @@ def brokers(url: Any, heartbeat: float = 10, **settings: Any) -> Brokers:
     return Brokers(app.connection_for_write(), MemoryReactorClock(), heartbeat)
 
 
-def current(url: Any, **settings: Any) -> Broker:
+def current(url: Any, **settings: Any) -> Server:
     return brokers(url, **settings).current()
 
 
@@ -106,7 +107,7 @@ def test_a_password_may_be_a_function():
 
 def test_parameters():
     """The handshake's other parameters."""
-    assert brokers("amqp://host.example", heartbeat=7.5).current().parameters == LinkParameters(
+    assert brokers("amqp://host.example", heartbeat=7.5).current().parameters == AmqpParameters(
         userid="guest", password="guest", virtual_host="/", heartbeat=7, name="twistedcelery"
     )
 

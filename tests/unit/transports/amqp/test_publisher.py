@@ -25,7 +25,7 @@ from twistedcelery.errors import (
 )
 from twistedcelery.transports.amqp.declarer import MAX_REMEMBERED
 from twistedcelery.transports.amqp.publisher import AmqpPublisher
-from twistedcelery.transports.connection import State
+from twistedcelery.transports.connection import Refused, State
 
 
 class Scene:
@@ -616,7 +616,7 @@ def test_a_refused_declaration_fails_its_messages_alone(scene):
     assert type(bad[0]) is PublishRejected
     assert "406" in str(bad[0])
     assert "bad" in str(bad[0])
-    assert isinstance(bad[0].__cause__, PublishRejected)
+    assert isinstance(bad[0].__cause__, Refused)
     assert scene.declaring is not first
     assert scene.written() == ["good"]
     scene.channel.confirm(1, False, True)

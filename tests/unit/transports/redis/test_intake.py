@@ -7,9 +7,9 @@ import pytest
 
 from tests.unit.transports.amqp.fakes import Network
 from tests.unit.transports.redis.fakes import FakeLink, redis_app
-from twistedcelery.errors import PublishRejected
+from twistedcelery.transports.connection import Refused
 from twistedcelery.transports.redis.intake import ListIntake
-from twistedcelery.transports.redis.reader import QueueReader
+from twistedcelery.transports.redis.queue_reader import QueueReader
 from twistedcelery.transports.redis.requests import Requests
 
 
@@ -70,7 +70,7 @@ def test_a_redis_that_forgot_the_scripts(scene):
     link = scene.up()
     scene.clock.advance(60)
     asked = scene.asking.accept(FakeLink(scene.clock))
-    asked.answer(PublishRejected("NOSCRIPT"))
+    asked.answer(Refused("NOSCRIPT"))
     asked.answer_all()
     assert link.aborted
     scene.clock.advance(0)

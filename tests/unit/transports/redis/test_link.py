@@ -12,8 +12,9 @@ from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
 from tests.unit.transports.amqp.fakes import outcomes_of
-from twistedcelery.errors import BrokerAccessRefused, BrokerUnavailable, PublishRejected
-from twistedcelery.transports.redis.link import LinkParameters, open_link, open_subscriber
+from twistedcelery.errors import BrokerAccessRefused, BrokerUnavailable
+from twistedcelery.transports.connection import Refused
+from twistedcelery.transports.redis.link import RedisParameters, open_link, open_subscriber
 
 
 class Server:
@@ -25,7 +26,7 @@ class Server:
         self.aborted = False
         self.transport.abortConnection = self._abort
         options = {"username": None, "password": None, "db": 0, "name": None, "check_interval": 25.0}
-        self.opening = opener(self, LinkParameters(**{**options, **parameters}), self.clock)
+        self.opening = opener(self, RedisParameters(**{**options, **parameters}), self.clock)
         self.outcome = outcomes_of(self.opening)
 
     def connect(self, factory: Any) -> Deferred[Any]:
@@ -122,11 +123,11 @@ def test_cancelling_drops_the_connection():
 
 def test_the_password_is_not_shown():
     """Parameters may be logged."""
-    assert "secret" not in repr(LinkParameters("me", "secret", 0, None, 25.0))
+    assert "secret" not in repr(RedisParameters("me", "secret", 0, None, 25.0))
 
 
 def test_replies():
-    """Values are bytes as they came, and error replies are `PublishRejected`."""
+    """Values are bytes as they came, and error replies are `Refused`."""
     server = Server()
     link = server.ready()
     found = outcomes_of(link.ask(("MGET", b"a", b"b", "ü")))
@@ -135,7 +136,7 @@ def test_replies():
     assert found == [[b"12", None, b"\xff\r\n"]]
     refused = outcomes_of(link.ask(("GET", "x")))
     server.say(b"-WRONGTYPE no\r\n")
-    assert isinstance(refused[0], PublishRejected)
+    assert isinstance(refused[0], Refused)
     assert str(refused[0]) == "WRONGTYPE no"
 
 
@@ -155,7 +156,7 @@ def test_a_transaction(replies, problem):
     if problem is None:
         assert outcome == [["OK", "QUEUED", [1]]]
     else:
-        assert isinstance(outcome[0], PublishRejected)
+        assert isinstance(outcome[0], Refused)
         assert str(outcome[0]) == problem
 
 
@@ -246,5 +247,5 @@ def test_a_master_that_has_become_a_replica(master):
     (link,) = server.outcome
     outcome = outcomes_of(link.ask(("SET", "key", "value")))
     server.say(b"-READONLY You can't write against a read only replica.\r\n")
-    assert isinstance(outcome[0], PublishRejected)
+    assert isinstance(outcome[0], Refused)
     assert server.aborted == master

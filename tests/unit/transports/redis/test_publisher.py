@@ -20,9 +20,10 @@ from twistedcelery.errors import (
     PublishUnconfirmed,
     Unroutable,
 )
+from twistedcelery.transports.connection import Refused
 from twistedcelery.transports.queued import TURN_BUDGET
+from twistedcelery.transports.redis.message_writer import MessageWriter
 from twistedcelery.transports.redis.publisher import RedisPublisher
-from twistedcelery.transports.redis.recorder import Recorder
 
 
 class Scene:
@@ -32,7 +33,7 @@ class Scene:
         self.network = Network()
         self.clock = self.network.clock
         connection = redis_app().connection_for_write()
-        self.publisher = RedisPublisher(self.clock, 10, lambda: Recorder(connection), **options)
+        self.publisher = RedisPublisher(self.clock, 10, lambda ask: MessageWriter(connection, ask), **options)
         self.publisher.use(self.network.connection(self.publisher))
 
     def publish(self, *arguments, **fields):
@@ -134,7 +135,7 @@ def test_an_error_reply_refuses_its_message_alone(scene):
     queue = kombu.Queue("celery", kombu.Exchange("celery"), "celery")
     refused, fine = scene.publish("a", declare=(queue,)), scene.publish("b")
     link = scene.up()
-    link.answer(b"OK", b"QUEUED", b"QUEUED", PublishRejected("OOM command not allowed"), 1, 1)
+    link.answer(b"OK", b"QUEUED", b"QUEUED", Refused("OOM command not allowed"), 1, 1)
     assert isinstance(refused[0], PublishRejected)
     assert "OOM command not allowed" in str(refused[0])
     assert fine == [None]

@@ -14,14 +14,15 @@ from tests.unit.transports.redis.fakes import FakeLink, redis_app
 from twistedcelery.errors import (
     BrokerAccessRefused,
     Disconnected,
-    PublishRejected,
     ReplyTooLarge,
     ReplyUndecodable,
     ResultBackendUnavailable,
 )
+from twistedcelery.transports.connection import Refused
+from twistedcelery.transports.redis.offline_backend import OfflineRedisBackend
 from twistedcelery.transports.redis.reads import Reads
+from twistedcelery.transports.redis.requests import Requests
 from twistedcelery.transports.redis.results import RedisResults
-from twistedcelery.transports.redis.stored import StoredStates
 from twistedcelery.transports.redis.subscriptions import Subscriptions
 
 
@@ -44,13 +45,14 @@ class Scene:
         self.subscribing, self.reading = Network(), Network()
         self.clock = self.reading.clock = self.subscribing.clock
         self.receiver = Receiver()
-        self.states = StoredStates(redis_app(**settings))
-        self.source = RedisResults(self.clock, self.receiver, self.states, give_up_after=30)
+        self.backend = OfflineRedisBackend(redis_app(**settings))
+        self.source = RedisResults(self.clock, self.receiver, self.backend, give_up_after=30)
         subscriptions = Subscriptions(self.source)
-        reads = Reads(self.clock, self.source.found)
+        requests = Requests(self.clock, None)
+        requests.use(self.reading.connection(requests))
         self.source.use(
             subscriptions.use(self.subscribing.connection(subscriptions)),
-            reads.use(self.reading.connection(reads)),
+            Reads(self.clock, requests, self.source.found),
         )
 
     def up(self) -> tuple[FakeLink, FakeLink]:
@@ -231,7 +233,7 @@ def test_a_subscription_that_is_refused_fails_its_task_alone(scene):
     """With Redis' own words."""
     waiting = [outcomes_of(scene.source.watch(task_id)) for task_id in ("a", "b")]
     subscriber, _ = scene.up()
-    subscriber.answer(PublishRejected("NOPERM"), b"OK")
+    subscriber.answer(Refused("NOPERM"), b"OK")
     assert isinstance(waiting[0][0], ResultBackendUnavailable)
     assert "NOPERM" in str(waiting[0][0])
     assert waiting[1] == [None]
@@ -282,7 +284,7 @@ def test_compressed_states(scene):
     subscriber, _ = scene.watched()
     subscriber.deliver(KEY, compress_payload(state("PROGRESS", 1), "gzip"))
     assert scene.receiver.told == [("a", "PROGRESS", 1)]
-    scene.states._decoder._max_bytes = 10_000
+    scene.backend._decoder._max_bytes = 10_000
     bomb = compress_payload(b"", "gzip").removesuffix(zlib.compress(b"")) + zlib.compress(bytes(1_000_000))
     subscriber.deliver(KEY, bomb)
     assert isinstance(scene.receiver.failed[0][1], ReplyTooLarge)

@@ -11,18 +11,20 @@ from twisted.internet.testing import MemoryReactorClock
 
 from tests.real.transports.parts import descriptors
 from twistedcelery.errors import ConfigurationError
-from twistedcelery.transports import redis
-from twistedcelery.transports.redis.recorder import Recorder
-from twistedcelery.transports.redis.servers import Server
+from twistedcelery.transports.connection import Server
+from twistedcelery.transports.interface import Setup
+from twistedcelery.transports.redis import RedisTransport
+from twistedcelery.transports.redis.channel import ChannelTape, offline_channel
 
 
 def servers(half: str, url: str, **settings: Any) -> Any:
     """The list that a publisher or a result source has."""
     app = Celery("unit", set_as_current=False)
     app.conf.update({"broker_url" if half == "broker" else "result_backend": url, **settings})
+    setup = Setup(app, MemoryReactorClock(), 1)
     if half == "broker":
-        return redis.make_publisher(app, MemoryReactorClock(), 1)._connection._servers
-    return redis.make_results(app, MemoryReactorClock(), object())._reads._connection._servers
+        return RedisTransport().publisher(setup)._connection._servers
+    return RedisTransport().results(setup, object())._subscriptions._connection._servers
 
 
 def current(half: str, url: str, **settings: Any) -> Server:
@@ -109,12 +111,12 @@ def test_settings_that_cannot_be_used(half, url, settings, complaint):
         current(half, url, **settings)
 
 
-def test_a_recorder_holds_nothing():
+def test_an_offline_channel_holds_nothing():
     """Kombu's own transport opens a poller; this one has no descriptor, and no connection."""
     app = Celery("unit", broker="redis://127.0.0.1:1/0", set_as_current=False)
     before = descriptors()
-    recorder = Recorder(app.connection_for_write())
-    assert recorder.pool is not None
+    channel = offline_channel(app.connection_for_write(), ChannelTape())
+    assert channel.pool is not None
     assert descriptors() <= before
 
 

@@ -1,7 +1,8 @@
-"""Result keys and stored states, by Celery's own code."""
+"""Makes Celery's own Redis result backend, for what it knows of keys and payloads, without a connection."""
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 from celery.app.backends import by_url
@@ -10,34 +11,53 @@ from celery.backends import base
 from twistedcelery.errors import ConfigurationError
 from twistedcelery.transports.decoding import ReplyDecoder
 
-__all__ = ["StoredStates", "make_backend"]
+__all__ = ["OfflineRedisBackend"]
 
 #: What precedes a compressed state, before the name of its compression and a NUL. Celery 5.7 began with it.
 _COMPRESSED: bytes | None = getattr(base, "COMPRESSED_PAYLOAD_MAGIC", None)
 
 
-class StoredStates:
-    """What an application's Redis result backend calls its keys, and how to read their values.
+class OfflineRedisBackend:
+    """An application's Redis result backend, never connected, which decodes as `ReplyDecoder` does.
 
     :param app: the Celery application
+    :param client: takes the place of its redis-py client
     """
 
-    def __init__(self, app: Any) -> None:
+    def __init__(self, app: Any, client: Any = None) -> None:
         self._app = app
+        self._client = client
         self._decoder = ReplyDecoder(app)
-        self._made: Any = None
+
+    @cached_property
+    def celery(self) -> Any:
+        """Celery's backend. It is not the application's, which other threads may be using.
+
+        :raises ConfigurationError: it cannot work as it is configured
+        """
+        try:
+            cls, url = by_url(self._app.backend_cls or self._app.conf.result_backend, self._app.loader)
+            made = cls(app=self._app, url=url)
+        except Exception as problem:
+            # Celery and redis-py check their settings with errors of all kinds.
+            raise ConfigurationError(f"result_backend cannot be used: {problem}") from problem
+        made.always_retry = False
+        made.decode_result = self.decode
+        if self._client is not None:
+            made.client = self._client
+        return made
 
     @property
     def pool(self) -> Any:
         """The redis-py connection pool that Celery would use."""
-        return self._backend.client.connection_pool
+        return self.celery.client.connection_pool
 
     def key(self, task_id: str) -> bytes:
         """The key of a task's state, which is also the channel that it is published on.
 
         :raises ConfigurationError: the result backend cannot work as it is configured
         """
-        key: bytes = self._backend.get_key_for_task(task_id)
+        key: bytes = self.celery.get_key_for_task(task_id)
         return key
 
     def decode(self, payload: bytes) -> dict[str, Any]:
@@ -46,25 +66,5 @@ class StoredStates:
         if _COMPRESSED is not None and payload.startswith(_COMPRESSED):
             compression, _, payload = payload[len(_COMPRESSED) :].partition(b"\0")
             headers["compression"] = compression.decode("utf-8", "replace")
-        made = self._backend
+        made = self.celery
         return self._decoder.decode(payload, made.content_type, made.content_encoding, headers)
-
-    @property
-    def _backend(self) -> Any:
-        # One of our own: other threads may be using the application's.
-        if self._made is None:
-            self._made = make_backend(self._app)
-        return self._made
-
-
-def make_backend(app: Any) -> Any:
-    """Make another result backend like an application's. It connects when its client is used.
-
-    :raises ConfigurationError: it cannot work as it is configured
-    """
-    try:
-        cls, url = by_url(app.backend_cls or app.conf.result_backend, app.loader)
-        return cls(app=app, url=url)
-    except Exception as problem:
-        # Celery and redis-py check their settings with errors of all kinds.
-        raise ConfigurationError(f"result_backend cannot be used: {problem}") from problem

@@ -1,4 +1,4 @@
-"""Reading what a result backend has stored for many tasks."""
+"""Reads what a result backend has stored for many tasks."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from celery.backends.base import BaseKeyValueStoreBackend
 from celery.exceptions import SecurityError
 from kombu.exceptions import ContentDisallowed, SerializationError
 
-from twistedcelery.transports.threads.backend import Undecodable
+from twistedcelery.transports.decoding import Undecodable, check_meta
 
-__all__ = ["StoredState", "check_meta", "read_stored"]
-
+__all__ = ["Snapshot", "read_snapshots"]
 
 #: What decoding raises, where a backend does it together with fetching.
 _DECODING_ERRORS = (
@@ -31,8 +30,8 @@ _DECODING_ERRORS = (
 )
 
 
-class StoredState:
-    """What is stored for one task.
+class Snapshot:
+    """What was stored for one task at one moment.
 
     :ivar fingerprint: equal for equal states, and cheap to compare
     """
@@ -49,19 +48,7 @@ class StoredState:
         return check_meta(self._decode())
 
 
-def check_meta(meta: Any) -> Mapping[str, Any]:
-    """A result meta that has what its readers rely on.
-
-    Raises ``ValueError`` where it has not, and the error of an `Undecodable`.
-    """
-    if isinstance(meta, Undecodable):
-        raise meta.error
-    if not isinstance(meta, Mapping) or not isinstance(meta.get("status"), str) or "result" not in meta:
-        raise ValueError("a result meta is a mapping with status and result")
-    return meta
-
-
-def read_stored(backend: Any, task_ids: Sequence[str]) -> Iterator[StoredState]:
+def read_snapshots(backend: Any, task_ids: Sequence[str]) -> Iterator[Snapshot]:
     """Read the states of those tasks that have one. This blocks.
 
     :param backend: a Celery result backend; what it raises when it cannot be reached comes through
@@ -69,17 +56,17 @@ def read_stored(backend: Any, task_ids: Sequence[str]) -> Iterator[StoredState]:
     if isinstance(backend, BaseKeyValueStoreBackend):
         for task_id, payload in zip(task_ids, _payloads(backend, task_ids), strict=True):
             if payload:
-                yield StoredState(task_id, payload, partial(backend.decode_result, payload))
+                yield Snapshot(task_id, payload, partial(backend.decode_result, payload))
         return
     for task_id in task_ids:
         try:
             meta = backend.get_task_meta(task_id, cache=False)
         except _DECODING_ERRORS as error:
-            yield StoredState(task_id, repr(error), partial(Undecodable, error))
+            yield Snapshot(task_id, repr(error), partial(Undecodable, error))
             continue
         if meta.get("status") != states.PENDING:
             # Exceptions are made anew by each read, and compare unequal.
-            yield StoredState(task_id, (meta.get("status"), repr(meta.get("result"))), partial(dict, meta))
+            yield Snapshot(task_id, (meta.get("status"), repr(meta.get("result"))), partial(dict, meta))
 
 
 def _payloads(backend: Any, task_ids: Sequence[str]) -> Iterator[Any]:

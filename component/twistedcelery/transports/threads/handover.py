@@ -1,4 +1,4 @@
-"""One message between the reactor, which gives it a time limit, and the thread that sends it."""
+"""Hands a message from the reactor, which limits its time, to the thread that sends it."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from twisted.internet.defer import Deferred
 from twistedcelery.encoding.message import OutgoingMessage
 from twistedcelery.errors import PublishUnconfirmed
 
-__all__ = ["Delivery"]
+__all__ = ["Handover"]
 
 
-class Delivery:
-    """A message on its way, and who may decide its fate.
+class Handover:
+    """A message on its way, and the right to decide its fate.
 
     There is one token. The thread takes it before it sends, the reactor takes it when the time
-    is up: whoever is second knows what happened. A message that the reactor took is never sent.
+    is up: the side that comes second knows what happened. A message that the reactor took is never sent.
 
     :ivar message: what to send
     :ivar deadline: the end of its time, by the reactor's clock
@@ -47,7 +47,7 @@ class Delivery:
 
     @property
     def withdrawn(self) -> bool:
-        """As the thread sees it while it does not have the token: nobody waits any more."""
+        """As the thread sees it while it does not have the token: the caller does not wait any more."""
         return self._token.locked()
 
     @property
@@ -57,5 +57,5 @@ class Delivery:
 
     def _cancelled(self, done: Deferred[Any]) -> None:
         if not self.take() or self.maybe_sent:
-            # Whoever cancelled has to know: a task that may run can still be revoked.
+            # The caller has to know: a task that may run can still be revoked.
             done.errback(PublishUnconfirmed("cancelled too late: the broker may or may not have the message"))

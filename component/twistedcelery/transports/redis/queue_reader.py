@@ -1,4 +1,4 @@
-"""One queue as kombu's own Redis transport declares, consumes and deletes it: commands out, messages in."""
+"""Declares, consumes and deletes one queue, by kombu's own Redis transport: commands out, messages in."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from collections.abc import Callable, Sequence
 from queue import Empty
 from typing import TYPE_CHECKING, Any
 
+from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
-from twistedcelery.errors import PublishRejected
+from twistedcelery.encoding.replay import Replay
+from twistedcelery.transports.connection import Refused
 from twistedcelery.transports.interface import IncomingMessage
-from twistedcelery.transports.redis.channel import Tape, offline_channel
+from twistedcelery.transports.redis.channel import ChannelTape, offline_channel
 from twistedcelery.transports.redis.link import Command
 
 if TYPE_CHECKING:
@@ -22,7 +24,7 @@ _log = Logger()
 
 
 def is_fanout(queue: Any) -> bool:
-    """Whether a queue's messages are published to subscribers; those of any other are in a list."""
+    """Whether a queue's messages are published to subscribers; other queues are lists."""
     return bool(queue.exchange is not None and queue.exchange.type == "fanout")
 
 
@@ -34,33 +36,33 @@ class QueueReader:
     """
 
     def __init__(self, connection: Connection, queue: Any) -> None:
-        self._tape = Tape()
+        self._tape = ChannelTape()
         self._channel: Any = offline_channel(connection, self._tape)
         self._queue = queue
         self._taken_in: list[IncomingMessage] = []
 
     def declare(self) -> list[Command]:
-        """What declares the queue and binds it.
+        """Declare the queue and bind it.
 
-        :raises PublishRejected: it cannot be declared
+        :raises Refused: kombu cannot declare it
         """
         try:
             self._queue.bind(self._channel).declare(channel=self._channel)
         except Exception as error:
-            # Such as a type of exchange that kombu does not know.
-            raise PublishRejected(f"{self._queue!r} cannot be declared: {error}") from error
+            # For example, a type of exchange that kombu does not know.
+            raise Refused(f"{self._queue!r} cannot be declared: {error}") from error
         return self._tape.take()
 
     def consume(self) -> list[Command]:
-        """What subscribes to a fanout queue. For any other there is `pop`, again and again."""
+        """Subscribe to a fanout queue. For any other queue, `pop` takes each message."""
         name = self._queue.name
         self._channel.basic_consume(name, no_ack=True, callback=self._take_in, consumer_tag=name)
-        # What kombu's poller calls; none of this has a public name.
+        # kombu's poller calls this; none of it has a public name.
         self._channel._subscribe()  # noqa: SLF001  # see above
         return self._tape.take()
 
     def pop(self) -> Command:
-        """What takes a message from the queue's lists, or waits for one for a second."""
+        """Take a message from the queue's lists, or wait for one for a second."""
         self._channel._brpop_start()  # noqa: SLF001  # as in consume
         (command,) = self._tape.take()
         return command
@@ -78,31 +80,26 @@ class QueueReader:
         )
 
     def refresh(self) -> list[Command]:
-        """What keeps a queue that expires alive, now and then: for kombu 5.7 and newer, its bindings."""
+        """Keep the bindings of a queue that expires (kombu 5.7 and newer); nothing if it is too early."""
         refresh = getattr(self._channel, "maybe_refresh_binding_expiry", None)
         if refresh is not None:
             refresh()
         return self._tape.take()
 
     def delete(self) -> list[Command]:
-        """What deletes the queue and its bindings. It was declared here."""
+        """Delete the queue, which was declared here, and its bindings."""
         self._channel.queue_delete(self._queue.name)
         return self._tape.take()
 
-    def purge(self) -> list[Command]:
-        """What discards all messages."""
-        self._channel.queue_purge(self._queue.name)
-        return self._tape.take()
+    def purge(self, ask: Callable[[Sequence[Command]], Deferred[Any]]) -> Deferred[int]:
+        """Discard all messages.
 
-    def purged(self, replies: Sequence[Any]) -> int:
-        """The number of messages that `purge` has discarded.
-
-        :param replies: those to its commands
+        :param ask: sends commands; fires with the reply to the last one
+        :return: fires with how many messages there were
         """
-        self._tape.executed = replies[-1]
-        count: int = self._channel.queue_purge(self._queue.name)
-        self._tape.take()
-        return count
+        replay = Replay(ask)
+        self._tape.ask, self._tape.questions = replay.step, {"EXEC"}
+        return replay.run(lambda: self._channel.queue_purge(self._queue.name))
 
     def _read(self, step: Callable[[], object]) -> IncomingMessage | None:
         try:
@@ -111,9 +108,9 @@ class QueueReader:
             # kombu's way to say that nothing came, or that it has logged something it cannot read.
             pass
         except Exception as error:
-            # Whoever may publish may write anything there.
+            # Other clients may write anything there.
             _log.warn(
-                "what came to queue {queue} is dropped, as it is no message of kombu's: {error!r}",
+                "dropped from queue {queue}, as it is no message of kombu's: {error!r}",
                 queue=self._queue.name,
                 error=error,
             )
