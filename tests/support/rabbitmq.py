@@ -203,7 +203,7 @@ class RabbitMQNode:
         self._server.wait_until(lambda: self.broker.ready, timeout=60, what="it takes connections")
 
     def renew(self) -> None:
-        """Make it as good as new, whatever a test did to it: it runs, and `broker.url` is an empty virtual host."""
+        """Make it as good as new, whatever a test did to it: running, and `broker.url` empty."""
         if not self._server.running:
             self.start()
         self.thaw()
