@@ -117,7 +117,7 @@ def parts(request, tmp_path):
 
 
 def some(*names: str) -> pytest.MarkDecorator:
-    """A test of `parts` that has to do with commands more than with brokers: on the others it is a soak test."""
+    """A test of `parts` that has to do with commands more than with brokers: a soak test on the others."""
     return pytest.mark.parametrize(
         "parts",
         [pytest.param(name, marks=[] if name in names else pytest.mark.soak) for name in IMPLEMENTATIONS],
