@@ -18,6 +18,7 @@ from twisted.internet.interfaces import IAddress, IStreamClientEndpoint
 from twisted.internet.protocol import Factory, connectionDone
 from twisted.python.failure import Failure
 
+from twistedcelery._deferreds import settle
 from twistedcelery._types import Clock, Timer
 from twistedcelery.encoding.message import OutgoingMessage
 from twistedcelery.errors import BrokerAccessRefused, BrokerUnavailable, EncodeError
@@ -116,7 +117,7 @@ class AmqpChannel:
         self._calls.on_closed.addBoth(lambda reason: callback(_channel_error(reason)))
 
     def _fail_when_closed(self, ready: defer.Deferred[None]) -> None:
-        self.on_closed(lambda reason: None if ready.called else ready.errback(reason))
+        self.on_closed(lambda reason: settle(ready, Failure(reason)))
 
     # Publishing
 
@@ -197,8 +198,7 @@ class AmqpChannel:
             )
 
         def refused(failure: Failure) -> None:
-            if not ready.called:
-                ready.errback(_channel_error(failure))
+            settle(ready, Failure(_channel_error(failure)))
 
         self._call("basic_qos", {"prefetch_count": prefetch or 0}).addCallback(begin).addErrback(refused)
         return ready
@@ -301,8 +301,7 @@ class _Protocol(TwistedProtocolConnection):
         self.transport.resumeProducing()
 
     def _not_opened(self, failure: Failure) -> None:
-        if not self.opened.called:
-            self.opened.errback(_connection_error(self._reason or failure.value))
+        settle(self.opened, Failure(_connection_error(self._reason or failure.value)))
 
     def _disconnect_stream(self) -> None:
         # As pika does it, what was written would have to go out first. A peer that sends no heartbeats

@@ -82,6 +82,7 @@ class RedisPublisher(QueuedPublisher[RedisLink, Publication]):
         if link is self._link and publication in self._preparing:
             del self._preparing[publication]
             self._send(publication, commands, link)
+            self._pump()
 
     def _not_written(self, failure: Failure, publication: Publication, link: RedisLink) -> None:
         if failure.check(Refused):
@@ -89,6 +90,7 @@ class RedisPublisher(QueuedPublisher[RedisLink, Publication]):
         elif not failure.check(BrokerUnavailable) and link is self._link:
             self._preparing.pop(publication, None)
             publication.fail(_unwritable(publication, failure.value))
+            self._pump()
 
     def _send(self, publication: Publication, commands: list[Command], link: RedisLink) -> None:
         if not commands:

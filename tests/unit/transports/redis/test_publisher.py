@@ -308,3 +308,15 @@ def test_declarations_of_a_message_that_was_not_sent(scene):
     assert isinstance(outcomes_of(scene.publisher.publish(odd))[0], EncodeError)
     scene.publish("b", declare=(queue,))
     assert link.names() == ["LPUSH", "MULTI", "SADD", "SADD", "EXEC", "LPUSH"]
+
+
+@pytest.mark.parametrize("mandatory", [True, False])
+def test_a_message_without_a_route_makes_room(mandatory):
+    """Those that wait behind it go out, though nothing else is confirmed."""
+    scene = Scene(max_unconfirmed=1)
+    link = confirmed_link(scene)
+    scene.publish("a", exchange="animals", routing_key="x", mandatory=mandatory)
+    scene.publish("b")
+    assert tasks(link) == ["first"]
+    link.answer(set())
+    assert tasks(link) == ["first", "b"]
