@@ -127,10 +127,11 @@ def test_page(running: Demo, tmp_path: Path) -> None:
     assert asked - {("data", ""), ("blob", "")} == {("http", f"127.0.0.1:{running.port}")}
 
 
-def test_ctrl_c(start: Callable[..., Demo]) -> None:
-    """Ctrl-C ends the demo without an error, and nothing that it started is left."""
-    demo = start()
+def test_a_real_broker_and_ctrl_c(start: Callable[..., Demo], broker_url: str) -> None:
+    """With --broker and --backend it works on servers of the user's; Ctrl-C ends it, and nothing is left."""
+    demo = start("--broker", broker_url, "--backend", "rpc://")
     demo.wait_for_output(FIRST_RESULT, timeout=60)
+    assert list(demo.temporary.glob("twistedcelery-demo-*/data")) == [], "nothing goes through files"
     assert len(demo.descendants) >= 4, "the node, its router, its bridge, and the worker"
     demo.interrupt()
     assert demo.wait() == 0
@@ -139,7 +140,7 @@ def test_ctrl_c(start: Callable[..., Demo]) -> None:
     assert "Traceback" not in demo.output()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.soak)])
 def test_told_to_stop_while_it_starts(start: Callable[..., Demo], number: signal.Signals) -> None:
     """It can be stopped before it is up, also by a terminal that closes."""
     demo = start()
@@ -183,13 +184,6 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
-
-
-def test_real_broker(start: Callable[..., Demo], broker_url: str) -> None:
-    """With --broker and --backend it works on servers of the user's."""
-    demo = start("--broker", broker_url, "--backend", "rpc://")
-    demo.wait_for_output(FIRST_RESULT, timeout=60)
-    assert list(demo.temporary.glob("twistedcelery-demo-*/data")) == [], "nothing goes through files"
 
 
 def test_worker_that_cannot_start(start: Callable[..., Demo]) -> None:

@@ -22,6 +22,9 @@ from twistedcelery.demo.child import Child, stop_all
 
 __all__ = ["run"]
 
+#: What stops the demo.
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 #: Seconds that the children get to stop by themselves.
 _STOP_TIMEOUT = 10.0
 
@@ -34,7 +37,7 @@ def run(*, broker: str | None, backend: str | None, port: int) -> int:
     :param port: where the router listens, on 127.0.0.1
     :return: the exit status
     """
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in _SIGNALS:
         signal.signal(number, _interrupt)
     try:
         _run(broker, backend, port)
@@ -60,14 +63,18 @@ def _run(broker: str | None, backend: str | None, port: int) -> None:
         try:
             _start(children, root, directory, broker, backend, port)
             print(f"Starting router, bridge and worker; their logs are in {directory}", flush=True)
-            # Imported late: while it loads, the children start.
-            from twisted.internet import reactor
+            # Imported late: while it loads, the children start. Signals wait meanwhile, since an import may
+            # catch what they raise.
+            signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+            try:
+                from twisted.internet import reactor
 
-            from twistedcelery.demo.watch import watch
-
+                from twistedcelery.demo.watch import watch
+            finally:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
             watch(reactor, children, port, began)
         finally:
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            for number in _SIGNALS:
                 signal.signal(number, signal.SIG_IGN)  # it is stopping already
             stop_all(children, _STOP_TIMEOUT)
 

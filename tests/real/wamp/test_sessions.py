@@ -59,7 +59,14 @@ async def test_a_bridge_in_a_container(broker, worker_process, start_node, clien
 @pytest.mark.parametrize(
     ("extra", "ticket", "says"),
     [
-        ({"app": "tests.support.taskapp", "publsh_timeout": 1}, TICKET, "did you mean 'publish_timeout'?"),
+        pytest.param(
+            *(
+                {"app": "tests.support.taskapp", "publsh_timeout": 1},
+                TICKET,
+                "did you mean 'publish_timeout'?",
+            ),
+            marks=pytest.mark.soak,
+        ),
         ({"app": "tests.support.taskapp"}, "a wrong one", "the router refused the bridge"),
     ],
 )
