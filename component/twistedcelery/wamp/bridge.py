@@ -130,7 +130,7 @@ class Bridge:
         if self._session is session:
             self._session = None
 
-    def withdraw(self, session: WampSession) -> None:
+    def drain(self, session: WampSession) -> None:
         """A session is about to leave. Until then it only publishes."""
         self._leadership.detach(session)
 

@@ -214,7 +214,7 @@ class CeleryBridge(ApplicationSession):
         if self._bridge is None or self._open is None or self._offered is None:
             raise RuntimeError("joined without having connected")
         self._offered.stop()
-        self._bridge.withdraw(self)
+        self._bridge.drain(self)
         withdrawn = [subscription.unsubscribe() for subscription in self._subscribed]
         withdrawn += [registration.unregister() for registration in self._provided.values()]
         ended = fork(DeferredList([*withdrawn, self._open.ended()], consumeErrors=True))

@@ -112,7 +112,7 @@ def test_a_leader_that_is_replaced(setup):
     stream.send("task-received", FOREIGN, name="app.add")
     stream.send("task-progress", FOREIGN, step=1)
     stream.send("task-progress", FOREIGN, step=2)
-    one.bridge.withdraw(one.session)
+    one.bridge.drain(one.session)
     stream.send("task-succeeded", FOREIGN)
     stream.send("worker-heartbeat", active=1)
     one.clock.advance(60)
@@ -198,7 +198,7 @@ def test_what_only_the_stream_tells_of_own_tasks(setup):
     assert one.session.topics() == ["app.add.sent", "app.add.received", "app.add.succeeded"]
     stream = one.lead()
     assert own.closed
-    one.bridge.withdraw(one.session)
+    one.bridge.drain(one.session)
     assert not stream.closed
     one.call("app.add", 1, 2)
     stream.send("task-received", one.last.task_id, name="app.add")
@@ -247,7 +247,7 @@ def test_a_broker_that_has_no_events(setup, said):
     one.client.events = refuse
     one.session.requests.pop(0)[2].callback(None)
     assert said[-1] == "Celery's events cannot be read: gone"
-    one.bridge.withdraw(one.session)
+    one.bridge.drain(one.session)
 
 
 WORKER = {"freq": 2.0, "active": 1, "processed": 7, "loadavg": [0.1, 0.2, 0.3], "pid": 9}

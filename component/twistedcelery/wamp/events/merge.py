@@ -157,16 +157,6 @@ class EventMerger:
         """Publish, in its turn, what results or the broker report now."""
         self._merge(self._task.event(kind, self._wall_clock(), details, state))
 
-    def _merge(self, event: TaskEvent) -> None:
-        if event.kind.is_immediate:
-            if event.is_final:
-                # The task may never start.
-                self._release()
-        elif self._waiting or (not self._is_open and self._mergers.has_to_wait(event)):
-            self._wait(event)
-            return
-        self._publish(event)
-
     def observe(self, observation: Observation) -> None:
         """Take an event of a worker: publish it in its turn, or release what waits for it."""
         self.confirm_sent()
@@ -190,6 +180,16 @@ class EventMerger:
         """Publish nothing more: the task's end is unknown."""
         self._order.stop()
         self._close()
+
+    def _merge(self, event: TaskEvent) -> None:
+        if event.kind.is_immediate:
+            if event.is_final:
+                # The task may never start.
+                self._release()
+        elif self._waiting or (not self._is_open and self._mergers.has_to_wait(event)):
+            self._wait(event)
+            return
+        self._publish(event)
 
     def _observe_current(self, event: TaskEvent) -> None:
         """The stream reports something of the attempt that is being published."""

@@ -12,6 +12,9 @@ from twisted.internet import task
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint
 from twisted.internet.error import ConnectError
+from twisted.python.failure import Failure
+
+from twistedcelery._deferreds import settle
 
 __all__ = ["call_when_ready"]
 
@@ -53,7 +56,7 @@ async def _join(reactor: Any, port: int, realm: str) -> ApplicationSession:
         try:
             protocol = await endpoint.connect(factory)
             # Crossbar listens shortly before it serves /ws: the handshake can fail.
-            protocol.is_closed.addBoth(_fail_unless_called, joined)
+            protocol.is_closed.addBoth(_closed, joined)
             return await joined
         except ConnectError:
             await task.deferLater(reactor, _PAUSE)
@@ -65,14 +68,12 @@ class _Session(ApplicationSession):
         self._joined = joined
 
     def onJoin(self, details: SessionDetails) -> None:
-        self._joined.callback(self)
+        settle(self._joined, self)
 
     def onLeave(self, details: CloseDetails) -> None:
-        if not self._joined.called:
-            self._joined.errback(ApplicationError(details.reason, details.message))
+        settle(self._joined, Failure(ApplicationError(details.reason, details.message)))
         self.disconnect()
 
 
-def _fail_unless_called(_closed: object, joined: Deferred[ApplicationSession]) -> None:
-    if not joined.called:
-        joined.errback(ConnectError(string="the connection closed during the handshake"))
+def _closed(_: object, joined: Deferred[ApplicationSession]) -> None:
+    settle(joined, Failure(ConnectError(string="the connection closed during the handshake")))
