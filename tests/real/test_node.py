@@ -40,8 +40,8 @@ from twistedcelery.demo.checkout import node_config, secret_variables
 from twistedcelery.wamp.bridge import Bridge
 from twistedcelery.wamp.config import Configuration
 from twistedcelery.wamp.http_call import secret
+from twistedcelery.wamp.operators.worker_commands import worker_commands
 from twistedcelery.wamp.tasks.exposed import load_application
-from twistedcelery.wamp.workers.worker_commands import worker_commands
 
 #: Who signs requests to ``/call``.
 KEY = "twistedcelery"

@@ -13,7 +13,7 @@ from twisted.python.failure import Failure
 
 from twistedcelery.demo.checkout import DemoError
 from twistedcelery.demo.child import Child
-from twistedcelery.wamp.tasks.first_call import first_call
+from twistedcelery.wamp.process.client import call_when_ready
 
 __all__ = ["watch"]
 
@@ -56,7 +56,7 @@ class _Running:
 
     def start(self, port: int, began: float) -> None:
         self._looking.start(_LOOK).addErrback(self.stop)
-        call = first_call(self._reactor, port, "realm1", "celery.my_app.tasks.add", 2, 3)
+        call = call_when_ready(self._reactor, port, "realm1", "celery.my_app.tasks.add", 2, 3)
         first: Deferred[object] = ensureDeferred(call)
         first.addTimeout(_PATIENCE, self._reactor)
         first.addCallbacks(_announce, self._explain, callbackArgs=(port, began))

@@ -1,4 +1,4 @@
-"""One message on its way to the broker, whatever the protocol, and how that can end."""
+"""Follows one message on its way to the broker until it is settled, whatever the protocol."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Publication"]
 
 
 class Publication:
-    """One message on its way; it is settled once, whoever comes first.
+    """One message on its way. It is settled once; later outcomes are ignored.
 
     :param withdraw: called when its caller cancels
     :ivar done: its caller's

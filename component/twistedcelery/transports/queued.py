@@ -1,6 +1,6 @@
-"""The queue of a native publisher: messages that wait, that are prepared, and that are not confirmed.
+"""Queues the messages of a native publisher: those that wait, are prepared, or are not confirmed.
 
-What a protocol adds is how one message is sent over a link, and how it learns of its confirmation.
+A protocol adds how one message is sent over a link, and how it is confirmed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["TURN_BUDGET", "QueuedPublisher"]
 TURN_BUDGET = 0.004
 
 L = TypeVar("L", bound=Link)
-#: What a protocol knows an unconfirmed message by.
+#: By this a protocol finds an unconfirmed message.
 K = TypeVar("K", bound=Hashable)
 
 
@@ -60,8 +60,8 @@ class QueuedPublisher(ABC, Generic[L, K]):
         self._max_waiting = max_waiting
         self._max_unconfirmed = max_unconfirmed
         self._deadlines: Deadlines[Publication] = Deadlines(reactor, self._expired)
-        # Ordered sets: whatever ends early is taken out, so that a broker that stays away does not
-        # fill them up. The second one has those that need something of the broker before they are sent.
+        # Ordered sets. Messages that end early are taken out, so that the sets do not fill up while the
+        # broker is away. Those in the second one need something of the broker before they are sent.
         self._waiting: OrderedDict[Publication, None] = OrderedDict()
         self._preparing: dict[Publication, None] = {}
         self._unconfirmed: dict[K, Publication] = {}
@@ -153,7 +153,7 @@ class QueuedPublisher(ABC, Generic[L, K]):
             if not publication.message.resend:
                 publication.fail(publication.unconfirmed(str(reason)))
         if isinstance(reason, BrokerAccessRefused):
-            # Waiting does not help: somebody has to change the password or the permissions.
+            # Waiting does not help: the password or the permissions have to change.
             refused = list(self._waiting)
             self._waiting.clear()
             for publication in refused:

@@ -74,7 +74,7 @@ async def test_calls_that_do_not_end(router, bridge_process, client):
     process.signal(signal.SIGTERM)
     assert isinstance(await refusal(call), ApplicationError)
     assert await deferToThread(process.wait) == 0
-    assert "calls have not ended within 0.5 s: 1" in process.output()
+    assert "1 call(s) have not ended within 0.5 s" in process.output()
 
 
 @pytest_twisted.ensureDeferred

@@ -15,7 +15,7 @@ from tests.real.wamp import apps
 from tests.real.wamp.client import wait_for_procedure
 from tests.real.wamp.test_calls import refusal
 from tests.support.otherapp import COUNT
-from twistedcelery.wamp.workers import discovery
+from twistedcelery.wamp.tasks import discovery
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from tests.support.taskapp import create_app
 from tests.support.waiting import until
 from tests.support.worker import Worker
 from twistedcelery import TwistedCelery
-from twistedcelery.wamp.tasks.task_ids import TaskIds
+from twistedcelery.wamp.task_ids import TaskIds
 
 pytestmark = pytest.mark.usefixtures("telling_worker")
 
@@ -66,7 +66,7 @@ async def somebody(broker: str) -> AsyncIterator[TwistedCelery]:
 
 async def leads(running: Any) -> None:
     """Wait until a bridge of this process leads, and reads the events."""
-    await until(lambda: (tap := running.bridge._feed._tap) and tap.leads and tap.stream.connected)
+    await until(lambda: (own := running.bridge._feed._subscription) and own.leads and own.stream.connected)
 
 
 class Log:
@@ -167,7 +167,7 @@ async def test_how_somebodys_tasks_end_badly(router, bridge, client, somebody, t
 
 
 @pytest_twisted.ensureDeferred
-async def test_results_and_stream_tell_one_story(router, bridge, client):
+async def test_results_and_stream_are_merged(router, bridge, client):
     """Of a bridge's own task each event comes once, in order, whichever of the two sources tells it."""
     running, caller = await bridge(router.url, events=True), await client(router.url)
     log = await Log.of(caller, running.prefix)
@@ -244,7 +244,7 @@ async def test_several_bridges(router, bridge, bridge_process, client, somebody)
     await until(lambda: "started" in log.kinds(running_on.task_id))
     killed = reactor.seconds()
     process.kill()
-    await sender.send_until(lambda: (tap := running.bridge._feed._tap) and tap.leads)
+    await sender.send_until(lambda: (own := running.bridge._feed._subscription) and own.leads)
     await leads(running)
     assert reactor.seconds() - killed < 5
     after = len(sender.calls)

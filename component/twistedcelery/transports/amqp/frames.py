@@ -1,7 +1,7 @@
-"""AMQP 0-9-1 frames of messages: those that publishing writes, and those that consuming reads.
+"""Writes the AMQP 0-9-1 frames of published messages, and reads those of consumed ones.
 
 For each of a message's three frames pika makes several objects and looks up callbacks by name, which
-costs more than all else that is done with a reply. All other frames are pika's.
+costs more than everything else that a reply needs. pika handles all other frames.
 """
 
 from __future__ import annotations
@@ -160,8 +160,8 @@ def _decode_properties(frame: bytes) -> Mapping[str, Any]:
     try:
         properties, _ = PROPERTY_CLASSES[_BASIC](frame, _PREFIX.size + _CONTENT.size)
     except Exception:
-        # Somebody has sent this, and the broker passed it on; it must not end the connection. Without
-        # properties the delivery is nobody's, as the consumer will say.
+        # Any client may send this, and the broker passes it on; it must not end the connection. The
+        # consumer drops a delivery without properties.
         return {}
     decoded: Mapping[str, Any] = properties
     return decoded

@@ -1,4 +1,4 @@
-"""One live AMQP connection. The only module that imports pika.
+"""Holds one live AMQP connection. The only module that imports pika.
 
 pika's Twisted adapter does the protocol, but for the frames of messages, which `frames` writes and
 reads. Where its Twisted wrapper of a channel makes a Deferred or a queue for each event, pika's own

@@ -1,10 +1,9 @@
-"""A message's properties and headers in, bytes for AMQP 0-9-1 out: the same as py-amqp writes.
+"""Encodes a message's properties and headers for AMQP 0-9-1, in the same bytes as py-amqp.
 
-pika cannot encode floats, which time limits and users' headers have; and what Celery's own client
-puts on the wire is what py-amqp makes of it.
+Celery's own client uses py-amqp. pika cannot encode floats, which time limits and users' headers have.
 
-What RabbitMQ answers by closing the channel or the connection is refused here: it would cost
-every other message on that channel its confirmation.
+A message that would make RabbitMQ close the channel or the connection is refused here: every other
+message on that channel would lose its confirmation.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ _MAX_EXPIRATION = 2**32 - 1
 def encode_properties(message: OutgoingMessage, userid: str) -> bytes:
     """Encode the property flags and the property list of a content header.
 
-    :param userid: who is logged in; RabbitMQ accepts no other ``user_id``
+    :param userid: the user of the connection; RabbitMQ accepts no other ``user_id``
     :raises Exception: where there is no AMQP form, or RabbitMQ would not accept it
     """
     properties, headers = message.properties, message.headers

@@ -1,4 +1,4 @@
-"""AMQP 0-9-1 field tables: what headers are on the wire, byte for byte as py-amqp writes them.
+"""Encodes AMQP 0-9-1 field tables, which headers are on the wire, in the same bytes as py-amqp.
 
 Encoding its headers is a good part of what sending a task costs, so the types that Celery's own
 headers have are encoded here, in half the time; py-amqp encodes the others.
@@ -58,7 +58,7 @@ def _array(value: Iterable[Any]) -> bytes:
 
 
 def _other(value: Any) -> bytes:
-    """What is left: floats, bytes, decimals, times, and subclasses of the types below."""
+    """Other values: floats, bytes, decimals, times, and subclasses of the types below."""
     if not _finite(value):
         raise ValueError("AMQP has NaN and Infinity, but RabbitMQ does not take them")
     array: bytes = dumps("A", [[value]])

@@ -65,6 +65,7 @@ class RedisPublisher(QueuedPublisher[RedisLink, Publication]):
         try:
             commands = self._writer.write(publication.message)
         except (TwistedCeleryError, Refused) as error:
+            self._renew_writer(link)
             publication.fail(_unwritable(publication, error))
             return
         if isinstance(commands, Deferred):

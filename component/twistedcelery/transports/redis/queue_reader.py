@@ -1,4 +1,4 @@
-"""Declares, consumes and deletes one queue, by kombu's own Redis transport: commands out, messages in."""
+"""Gives the Redis commands that declare, consume and delete a queue, by kombu's own Redis transport."""
 
 from __future__ import annotations
 

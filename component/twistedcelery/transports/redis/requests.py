@@ -1,4 +1,4 @@
-"""Sends commands whose replies are wanted, over a connection that is made when the first one is asked for."""
+"""Sends commands and returns their replies, over a connection that is made for the first command."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ class Redactor:
         return text
 
     def cause(self, error: BaseException) -> BaseException:
-        """What to chain to: the exception, or a stand-in where its text holds a password."""
+        """The exception as a cause, or a stand-in where its text holds a password."""
         return error if self.redact(str(error)) == str(error) else RuntimeError(self.text(error))
 
 

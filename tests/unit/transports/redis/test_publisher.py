@@ -297,3 +297,14 @@ def test_closing(scene, stage):
     assert closed == [None]
     assert isinstance(scene.publish("b")[0], Disconnected)
     assert not scene.clock.getDelayedCalls()
+
+
+def test_declarations_of_a_message_that_was_not_sent(scene):
+    """The next message that needs the queue declares it: nothing of the first one went out."""
+    queue = kombu.Queue("celery", kombu.Exchange("celery"), "celery")
+    link = confirmed_link(scene)
+    odd = message("a", declare=(queue,))
+    object.__setattr__(odd, "headers", {"x": object()})
+    assert isinstance(outcomes_of(scene.publisher.publish(odd))[0], EncodeError)
+    scene.publish("b", declare=(queue,))
+    assert link.names() == ["LPUSH", "MULTI", "SADD", "SADD", "EXEC", "LPUSH"]

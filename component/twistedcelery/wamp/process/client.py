@@ -1,4 +1,4 @@
-"""One WAMP call to a node that is still starting."""
+"""Calls a procedure of a node that may still be starting."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint
 from twisted.internet.error import ConnectError
 
-__all__ = ["first_call"]
+__all__ = ["call_when_ready"]
 
 #: Seconds between two attempts.
 _PAUSE = 0.05
 
 
-async def first_call(reactor: Any, port: int, realm: str, procedure: str, *args: Any) -> Any:
-    """Call a procedure over WebSocket as an anonymous client, as soon as somebody answers.
+async def call_when_ready(reactor: Any, port: int, realm: str, procedure: str, *args: Any) -> Any:
+    """Call a procedure over WebSocket, as an anonymous client.
 
-    It waits, without end, until the router listens and the procedure is registered.
+    Wait, without a limit, until the router listens and the procedure is registered.
 
-    :param port: where the router has its ``/ws``, on 127.0.0.1
+    :param port: the port of the router's ``/ws`` on 127.0.0.1
     :return: the call's result
-    :raise ApplicationError: what the call fails with
+    :raise ApplicationError: if the call fails
     """
     session = await _join(reactor, port, realm)
     try:
@@ -46,7 +46,7 @@ async def _join(reactor: Any, port: int, realm: str) -> ApplicationSession:
     endpoint = TCP4ClientEndpoint(reactor, "127.0.0.1", port)
     while True:
         joined: Deferred[ApplicationSession] = Deferred()
-        # Autobahn does not declare that its factories provide Twisted's interface.
+        # Its type does not declare that it provides Twisted's interface.
         factory: Any = WampWebSocketClientFactory(
             lambda joined=joined: _Session(ComponentConfig(realm), joined), url=f"ws://127.0.0.1:{port}/ws"
         )

@@ -1,8 +1,8 @@
-"""What operators may give to commands, checked before any worker gets it.
+"""Checks the arguments of commands to workers.
 
-A worker takes most of it as it is. Some of it would stop the worker's main loop much later: a rate that is no
-number, a queue that the broker refuses. Hence a table, by the name of the parameter. What it does not name,
-in a command of a newer Celery or of the application, goes to the workers as it is.
+Workers accept most arguments unchecked. Some of them stop a worker's main loop much later: a rate that is no
+number, a queue that the broker refuses. So a table has a check for each parameter's name. A parameter that
+it lacks, of a newer Celery or of the application, is not checked.
 """
 
 from __future__ import annotations
@@ -17,35 +17,35 @@ from twistedcelery.wamp.values import Unencodable, normalise
 
 __all__ = ["MAX_TIMEOUT", "ArgumentError", "check_arguments"]
 
-#: Seconds: nobody needs to wait longer for a worker, and until then the call counts.
+#: Seconds to wait for replies. Meanwhile the call counts towards the limit.
 MAX_TIMEOUT = 60.0
 
-#: Processes, tasks, objects: more at once is a slip of the finger.
+#: Processes, tasks, objects: more at once is a typing error.
 _MAX_NUMBER = 1000
 
-#: AMQP keeps the length of names in one byte.
+#: AMQP encodes the length of a name in one byte.
 _MAX_NAME = 255
 
-#: Bytes of one command's arguments. Each worker gets them, whether it is meant or not.
+#: Bytes of one command's arguments. Every worker receives them, even if it is not addressed.
 _MAX_SIZE = 1024 * 1024
 
-#: Raises an `ArgumentError` where a value, by the name of its parameter, is not accepted.
+#: Takes the name of a parameter and a value. Raises `ArgumentError` if the value is not accepted.
 _Check = Callable[[str, Any], None]
 
 _RATE = re.compile(r"\d{1,9}(\.\d{1,9})?(/[smh])?")
 
 
 class ArgumentError(ValueError):
-    """An argument has a value that it cannot have."""
+    """An argument has a value that it does not accept."""
 
 
 def check_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Check a command's arguments and options.
 
     :param arguments: by the names of their parameters
-    :return: the same, with the ``matcher`` that a ``pattern`` needs: Celery would leave out a pattern
-        without one, and address every worker
-    :raise ArgumentError: names the argument and what it takes
+    :return: the same, with the ``matcher`` that a ``pattern`` needs: Celery ignores a pattern without one,
+        and addresses every worker
+    :raise ArgumentError: names the argument and what it accepts
     """
     try:
         normalise(arguments, _MAX_SIZE)
@@ -67,7 +67,7 @@ def _check_pattern(pattern: str, matcher: str) -> None:
     try:
         match(b"", pattern.encode(), matcher)
     except Exception as error:
-        # A matcher that is not installed, or what the matcher says of the pattern.
+        # The matcher is not installed, or refuses the pattern.
         raise ArgumentError(
             f"pattern and matcher: {type(error).__name__}: {error}; the matchers are 'glob' and 'pcre'"
         ) from error
@@ -170,7 +170,7 @@ _FEW = _number(1, _MAX_NUMBER)
 _MANY = _number(0, _MAX_COUNT)
 _LIMIT = _or_none(_seconds(_MAX_COUNT))
 
-#: Of a new queue: kombu's own names.
+#: Options of a new queue, under kombu's own names.
 _QUEUE_OPTIONS: dict[str, _Check] = {
     "durable": _flag,
     "auto_delete": _flag,
@@ -187,14 +187,14 @@ _QUEUE_OPTIONS: dict[str, _Check] = {
 }
 
 _CHECKS: dict[str, _Check] = {
-    # Who is asked, and how long.
+    # Which workers are asked, and how long.
     "destination": _or_none(_texts),
     "pattern": _or_none(_text),
     "matcher": _or_none(_text),
     "timeout": _seconds(MAX_TIMEOUT),
     "limit": _or_none(_FEW),
     "reply": _flag,
-    # What they are asked for.
+    # The parameters of commands.
     "action": _or_none(_object),
     "arguments": _or_none(_object),
     "command": _text,

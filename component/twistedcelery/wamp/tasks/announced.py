@@ -1,4 +1,4 @@
-"""What workers announce of their tasks, put together."""
+"""Combines what workers announce of their tasks."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 
 __all__ = ["ITEM", "AnnouncedTasks", "parse_registered"]
 
-#: The one attribute of a task that workers are asked for besides its name. A task that keeps its result to
-#: itself must be known as such: nobody would ever answer its caller.
+#: The one attribute of a task that workers are asked for besides its name. The bridge must know a task with
+#: an ignored result: its caller would wait for ever.
 ITEM = "ignore_result"
 
-#: As Celery's workers write it. A name may hold anything, also brackets: the last ones are Celery's.
+#: The form that Celery's workers use. A name may contain brackets; the last ones are Celery's.
 _WITH_ITEM = re.compile(rf"(.+) \[{ITEM}=(True|False)\]", re.DOTALL)
 
 
 def parse_registered(reply: Any) -> dict[str, bool] | None:
-    """A worker's reply to ``registered(ITEM)``: each task's name, and whether it ignores its result.
+    """Parse a worker's reply to ``registered(ITEM)``.
 
-    :return: ``None`` for what is no such reply
+    :return: for each task's name, whether the task ignores its result; ``None`` if it is no such reply
     """
     if not isinstance(reply, list):
         return None
@@ -34,17 +34,16 @@ def parse_registered(reply: Any) -> dict[str, bool] | None:
 
 
 class AnnouncedTasks:
-    """The tasks of all workers that are there.
+    """The tasks of all online workers.
 
-    :param changed: called with the name of each task that appears, vanishes, or begins to ignore its result
-        or no longer does, and with how it is now: ``None``: no worker has it; else whether all who have it
-        ignore its result
+    :param changed: called with the name of each task that changes, and its new state: ``None`` if no worker
+        has it, else whether all workers that have it ignore its result
     """
 
     def __init__(self, changed: Callable[[str, bool | None], None]) -> None:
         self._changed = changed
         self._workers: dict[str, Mapping[str, bool]] = {}
-        #: How many workers have a task, and how many of them ignore its result.
+        #: By task: how many workers have it, and how many of them ignore its result.
         self._having: Counter[str] = Counter()
         self._ignoring: Counter[str] = Counter()
 
@@ -53,15 +52,15 @@ class AnnouncedTasks:
         return len(self._having)
 
     def put(self, worker: str, tasks: Mapping[str, bool]) -> None:
-        """A worker's tasks are these now."""
+        """Replace a worker's tasks."""
         before = self._workers.get(worker, {})
         self._workers[worker] = tasks
-        # What stays the same costs little, so that workers may be asked often.
-        self._change(_beyond(tasks, before), 1)
-        self._change(_beyond(before, tasks), -1)
+        # Unchanged tasks cost little, so that workers may be asked often.
+        self._change(_difference(tasks, before), 1)
+        self._change(_difference(before, tasks), -1)
 
     def remove(self, worker: str) -> None:
-        """A worker is gone. One that is not known is ignored."""
+        """Remove a worker's tasks. An unknown worker is ignored."""
         self._change(self._workers.pop(worker, {}), -1)
 
     def _change(self, tasks: Mapping[str, bool], by: int) -> None:
@@ -79,8 +78,8 @@ class AnnouncedTasks:
         return self._ignoring[name] == having if having else None
 
 
-def _beyond(tasks: Mapping[str, bool], others: Mapping[str, bool]) -> dict[str, bool]:
-    """What is not the same among the others."""
+def _difference(tasks: Mapping[str, bool], others: Mapping[str, bool]) -> dict[str, bool]:
+    """The tasks that the others lack, or have in another state."""
     return {name: ignores for name, ignores in tasks.items() if others.get(name) is not ignores}
 
 

@@ -1,30 +1,32 @@
-"""The procedures that a bridge offers, and one session's registrations of them."""
+"""Keeps the procedures of a bridge registered in its session."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.logger import Logger
 
+from twistedcelery._deferreds import Waiters
+
 if TYPE_CHECKING:
     from twisted.python.failure import Failure
 
+    from twistedcelery.wamp.interfaces import WampSession
     from twistedcelery.wamp.invocation import Handler
 
-__all__ = ["Procedures", "RegisteringSession", "Registrations"]
+__all__ = ["Procedures", "Registrations"]
 
-#: Requests to the router that may be without an answer at once. Ten thousand tasks that appear
-#: together are registered while everything else goes on.
+#: Requests that wait for the router at once, so that ten thousand new tasks do not hold up everything else.
 MAX_REQUESTS = 100
 
 _log = Logger()
 
 
 class Procedures(Mapping[str, "Handler"]):
-    """What answers each procedure, by its URI; with those who want to know what changes."""
+    """The handler of each procedure, by its URI. Watchers are called at each change."""
 
     def __init__(self, handlers: Mapping[str, Handler]) -> None:
         self._handlers = dict(handlers)
@@ -42,88 +44,74 @@ class Procedures(Mapping[str, "Handler"]):
     def add(self, uri: str, handler: Handler) -> None:
         """Offer a procedure."""
         self._handlers[uri] = handler
-        self._tell(uri)
+        self._changed(uri)
 
     def discard(self, uri: str) -> None:
-        """Offer a procedure no longer, if it was."""
+        """Stop offering a procedure."""
         if self._handlers.pop(uri, None) is not None:
-            self._tell(uri)
+            self._changed(uri)
 
     def watch(self, watcher: Callable[[str], None]) -> None:
-        """Have a function called with the URI of each procedure that changes."""
+        """Call a function with the URI of each procedure that changes."""
         self._watchers.append(watcher)
 
     def unwatch(self, watcher: Callable[[str], None]) -> None:
-        """Undo `watch`, if that was done."""
+        """Undo `watch`. Does nothing for an unknown function."""
         if watcher in self._watchers:
             self._watchers.remove(watcher)
 
-    def _tell(self, uri: str) -> None:
+    def _changed(self, uri: str) -> None:
         for watcher in tuple(self._watchers):
             watcher(uri)
 
 
-class RegisteringSession(Protocol):
-    """What registrations need of a WAMP session."""
-
-    def is_attached(self) -> bool:
-        """Whether the session can send now."""
-
-    def provide(self, uri: str, handler: Handler, invoke: str) -> Deferred[Any]:
-        """Register a procedure; fires with the registration."""
-
-    def take_back(self, registration: Any) -> Deferred[Any]:
-        """Undo `provide`."""
-
-
 class Registrations:
-    """Has one session register what a bridge offers, and take back what it offers no longer.
+    """Registers and unregisters procedures in one session, as a bridge offers them or stops offering them.
 
-    A procedure that the router refuses is logged, and left alone until the next session.
+    A procedure that the router refuses is logged, and not tried again in this session.
 
     :param invoke: WAMP's registration policy
     """
 
-    def __init__(self, session: RegisteringSession, procedures: Procedures, invoke: str) -> None:
+    def __init__(self, session: WampSession, procedures: Procedures, invoke: str) -> None:
         self._session = session
         self._procedures = procedures
         self._invoke = invoke
-        #: URIs to be looked at.
+        #: URIs to check.
         self._due: deque[str] = deque()
         self._registered: dict[str, Any] = {}
         self._refused: set[str] = set()
-        #: Those with a request on its way. One that changes meanwhile is looked at again.
+        #: URIs with a request on its way. Each is checked again after its answer.
         self._busy: set[str] = set()
         self._working = False
-        self._waiter: Deferred[None] | None = None
+        self._idle: Waiters[None] = Waiters()
 
     def __len__(self) -> int:
         return len(self._registered)
 
     def start(self) -> Deferred[None]:
-        """Register everything, and follow what changes.
+        """Register everything, and follow the changes.
 
         :return: fires once the router has answered all requests
         """
-        waiter: Deferred[None] = Deferred()
-        self._waiter = waiter
-        self._procedures.watch(self._look_at)
+        waiter = self._idle.wait()
+        self._procedures.watch(self._check)
         self._due.extend(self._procedures)
         self._work()
         return waiter
 
     def stop(self) -> None:
-        """Change nothing any more. What is registered stays so."""
-        self._procedures.unwatch(self._look_at)
+        """Change nothing more. What is registered stays registered."""
+        self._procedures.unwatch(self._check)
         self._due.clear()
 
-    def _look_at(self, uri: str) -> None:
+    def _check(self, uri: str) -> None:
         self._due.append(uri)
         self._work()
 
     def _work(self) -> None:
         if self._working:
-            # An answer that was there at once; the loop below goes on with it.
+            # An answer came at once. The loop below goes on with it.
             return
         self._working = True
         while self._due and len(self._busy) < MAX_REQUESTS and self._session.is_attached():
@@ -131,9 +119,8 @@ class Registrations:
             if uri not in self._busy:
                 self._reconcile(uri)
         self._working = False
-        if not self._busy and self._waiter is not None:
-            waiter, self._waiter = self._waiter, None
-            waiter.callback(None)
+        if not self._busy:
+            self._idle.fire(None)
 
     def _reconcile(self, uri: str) -> None:
         handler = self._procedures.get(uri)
@@ -141,8 +128,8 @@ class Registrations:
             request = maybeDeferred(self._session.provide, uri, handler, self._invoke)
             request.addCallbacks(self._has_registered, self._not_registered, (uri,), {}, (uri,), {})
         elif handler is None and uri in self._registered:
-            request = maybeDeferred(self._session.take_back, self._registered.pop(uri))
-            request.addErrback(self._not_taken_back, uri)
+            request = maybeDeferred(self._session.withdraw, self._registered.pop(uri))
+            request.addErrback(self._not_withdrawn, uri)
         else:
             return
         self._busy.add(uri)
@@ -157,15 +144,15 @@ class Registrations:
         self._registered[uri] = registration
 
     def _not_registered(self, failure: Failure, uri: str) -> None:
-        # One procedure less is no reason to withhold the others.
+        # The others are registered all the same.
         self._refused.add(uri)
         self._log_failure("{uri} could not be registered: {reason}", failure, uri)
 
-    def _not_taken_back(self, failure: Failure, uri: str) -> None:
+    def _not_withdrawn(self, failure: Failure, uri: str) -> None:
         self._log_failure("{uri} could not be unregistered: {reason}", failure, uri)
 
     def _log_failure(self, text: str, failure: Failure, uri: str) -> None:
-        # The loss of the session says itself why.
+        # A lost session is logged elsewhere.
         if self._session.is_attached():
             reason = getattr(failure.value, "error", type(failure.value).__name__)
             _log.error(text, uri=uri, reason=reason)

@@ -1,4 +1,4 @@
-"""What the result backend knows of tasks, whoever sent them."""
+"""Asks the result backend about tasks, whoever sent them."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from twistedcelery import TwistedCelery
     from twistedcelery.wamp.errors import CallErrors
 
-__all__ = ["StoredTasks"]
+__all__ = ["BackendResults"]
 
 
-class StoredTasks:
-    """Asks the result backend, where it keeps results."""
+class BackendResults:
+    """The results in a backend that keeps them."""
 
     def __init__(self, client: TwistedCelery, errors: CallErrors) -> None:
         self._client = client
@@ -29,7 +29,7 @@ class StoredTasks:
         return self._client.result(task_id).state.addErrback(self._not_answered, task_id)
 
     def result(self, task_id: str) -> Deferred[Any]:
-        """Wait for a task's value. For one that does not exist, that has no end."""
+        """Wait for a task's value. For a task that does not exist, it never fires."""
         result = self._client.result(task_id)
 
         def failed(failure: Failure) -> NoReturn:
@@ -51,6 +51,6 @@ class StoredTasks:
 
 
 def _named_in(failure: Failure) -> str:
-    """The name of a task that no worker knows, as the worker says it; else anything."""
+    """The name in the error of a worker that does not know the task; of other errors, any text."""
     args = getattr(failure.value, "args", ())
     return args[0] if args and isinstance(args[0], str) else ""

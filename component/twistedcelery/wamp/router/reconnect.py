@@ -1,4 +1,4 @@
-"""A connection to a router that is made again whenever it ends."""
+"""Connects to a router, and reconnects whenever the connection ends."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ if TYPE_CHECKING:
 
     from twisted.python.failure import Failure
 
-__all__ = ["FIRST_DELAY", "MAX_DELAY", "KeptConnection"]
+__all__ = ["FIRST_DELAY", "MAX_DELAY", "ReconnectingClient"]
 
-#: Seconds until the next attempt: the first, and at most. Each failure doubles them; a session that
-#: has joined begins anew.
+#: Seconds until the next attempt: at first, and at most. Each failure doubles them; a session that joins
+#: resets them.
 FIRST_DELAY, MAX_DELAY = 0.5, 5.0
 
 _log = Logger()
 
 
-class KeptConnection:
-    """Connects, and connects again, until it is stopped.
+class ReconnectingClient:
+    """Connects and reconnects until it is stopped.
 
-    :param router: what the log calls the router
-    :param connect: makes one connection; fires with Autobahn's protocol, which makes the session
-    :ivar ended: fires once it was stopped and has ended
+    :param router: the router's name in the log
+    :param connect: connects once; fires with Autobahn's protocol, which makes the session
+    :ivar ended: fires once it is stopped and the last connection has ended
     """
 
     def __init__(self, reactor: Any, router: str, connect: Callable[[], Deferred[Any]]) -> None:
@@ -39,10 +39,10 @@ class KeptConnection:
         self._running: Deferred[None] | None = None
         self._stopped = False
         self._joined = False
-        self._said: str | None = None
+        self._logged: str | None = None
 
     def start(self, delay: float = 0) -> None:
-        """Begin. Nothing that goes wrong on the way ends it.
+        """Connect. No failure ends the attempts.
 
         :param delay: seconds until the first attempt, about
         """
@@ -51,13 +51,13 @@ class KeptConnection:
         self._running.addErrback(_cancelled).chainDeferred(self.ended)
 
     def stop(self) -> None:
-        """Connect no more. A session that has joined is left alone; with its connection all has ended."""
+        """Stop reconnecting. A session that has joined stays; the end of its connection is the last."""
         self._stopped = True
         if self._running is not None and not self._joined:
             self._running.cancel()
 
     def joined(self, realm: str | None) -> None:
-        """To be called when the router has taken the session of the connection that there is."""
+        """To be called when the router has accepted the session of the current connection."""
         self._joined = True
         _log.info("joined {realm} at {router}", realm=realm, router=self._router)
 
@@ -65,33 +65,33 @@ class KeptConnection:
         following = FIRST_DELAY
         while not self._stopped:
             if delay:
-                # With jitter, for routers have many clients who have all lost it at once.
+                # With jitter, since all clients of a router lose it at once.
                 await deferLater(self._reactor, delay * random.uniform(0.5, 1))  # noqa: S311  # no secret
             if await self._once():
                 following = FIRST_DELAY
             delay, following = following, min(2 * following, MAX_DELAY)
 
     async def _once(self) -> bool:
-        """One connection, from its beginning to its end.
+        """Connect once, and wait for the end of the connection.
 
-        :return: whether the router took the bridge
+        :return: whether the router accepted the session
         """
         joined = self._joined = False
         try:
             protocol = await self._connect()
         except Exception as error:
-            # Names that do not resolve, ports that nobody listens on: all kinds of errors, of which
-            # none is a reason to give up. Each is said once, not with each attempt.
+            # A name does not resolve, a port is closed: all kinds of errors, and all may pass. Each is
+            # logged once, not with each attempt.
             reason = str(error) or type(error).__name__
-            if reason != self._said and not self._stopped:
+            if reason != self._logged and not self._stopped:
                 _log.warn(
-                    "no router at {router}: {reason}; trying on, in silence",
+                    "no router at {router}: {reason}. The bridge keeps trying.",
                     router=self._router,
                     reason=reason,
                 )
-                self._said = reason
+                self._logged = reason
             return False
-        self._said = None
+        self._logged = None
         closed: Deferred[None] = Deferred()
         protocol.is_closed.addBoth(lambda _: closed.callback(None))
         try:

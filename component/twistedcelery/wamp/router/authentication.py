@@ -1,7 +1,7 @@
-"""How the bridge shows the router who it is.
+"""Authenticates the bridge to the router.
 
-The secret comes from the environment alone: Crossbar replaces ``$NAME`` in the principals of a
-router, but not in a component's ``extra``, and ``extra`` is shown in logs.
+The secret comes only from the environment: Crossbar replaces ``$NAME`` in the principals of a router, but
+not in a component's ``extra``, and it logs ``extra``.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ AUTHID_VARIABLE = "TWISTEDCELERY_AUTHID"
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """One principal's name and its secret, for the methods ``ticket`` and ``wampcra``.
+    """A principal's name and secret, for the methods ``ticket`` and ``wampcra``.
 
-    :ivar secret: never part of the ``repr``
+    :ivar secret: not part of the ``repr``
     """
 
     authid: str
     secret: str = field(repr=False)
 
-    #: The router chooses one of them.
+    #: The router chooses one.
     methods = ("ticket", "wampcra")
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> Credentials | None:
-        """``None`` where there is no secret: the bridge then joins as anybody."""
+        """``None`` if there is no secret. The bridge then joins anonymously."""
         secret = environ.get(TICKET_VARIABLE)
         return cls(environ.get(AUTHID_VARIABLE) or "bridge", secret) if secret else None
 
     def answer(self, challenge: Challenge) -> str:
-        """What the router is sent.
+        """Sign a challenge of the router.
 
-        :raise ValueError: where it asks for a method that was not offered
+        :raise ValueError: if the router asks for a method that was not offered
         """
         if challenge.method == "ticket":
             return self.secret

@@ -1,7 +1,7 @@
-"""Which commands to workers there are: those of the installed Celery, and the application's own.
+"""Finds the commands to workers: those of the installed Celery, and the application's own.
 
-None is written down here. They are the public methods of Celery's ``Inspect`` and ``Control``, and what the
-application has put on the workers' control panel, as far as the bridge has imported it.
+They are the public methods of Celery's ``Inspect`` and ``Control``, and the commands that the application
+has registered on the workers' control panel, if the bridge imports them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["OPTIONS", "REPLY", "WorkerCommand", "worker_commands"]
 
-#: Who is asked, and how long answers are waited for: Celery's own names.
+#: Which workers are asked, and how long replies are waited for, under Celery's own names.
 OPTIONS: Mapping[str, Any] = {
     "destination": None,
     "pattern": None,
@@ -28,14 +28,14 @@ OPTIONS: Mapping[str, Any] = {
     "limit": None,
 }
 
-#: Whether answers are waited for, where that is a choice. Celery's ``control`` on the command line
-#: waits for them as well: else nobody would learn that a worker has refused.
+#: Whether to wait for replies, where that is a choice. Like ``celery control`` on the command line, wait by
+#: default: a worker may refuse.
 REPLY = {"reply": True}
 
 #: Parameters of Celery's methods that are for callers in the same process.
 _NOT_FOR_CALLERS = frozenset({"self", "connection", "channel", "callback"})
 
-#: An election is for workers among themselves: whoever wins it runs what it carries.
+#: Elections are for the workers: the winner runs the task that the message contains.
 _NOT_COMMANDS = frozenset({"election"})
 
 
@@ -43,10 +43,10 @@ _NOT_COMMANDS = frozenset({"election"})
 class WorkerCommand:
     """One command, or query, to workers.
 
-    :ivar signature: what callers give: the method's own parameters, and the `OPTIONS` by keyword. What
-        follows a parameter that is not for callers, or an option, is by keyword only, so that no position
-        means something else than it does to Celery
-    :ivar doc: the first line of Celery's own
+    :ivar signature: the method's own parameters, and the `OPTIONS` by keyword. Parameters after one that is
+        not for callers, or after an option, are keyword-only, so that each position means what it means
+        to Celery
+    :ivar doc: the first line of Celery's docstring
     """
 
     name: str
@@ -55,10 +55,10 @@ class WorkerCommand:
     _send: Callable[[Any, tuple[Any, ...], dict[str, Any], dict[str, Any]], Deferred[Any]]
 
     def send(self, control: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Deferred[Any]:
-        """Send it.
+        """Send the command.
 
-        :param control: a `twistedcelery.TwistedCelery`'s
-        :param args: and ``kwargs``: as `signature` has bound them
+        :param control: as `twistedcelery.TwistedCelery.control`
+        :param args: and ``kwargs``: bound to `signature`
         :return: fires with what Celery's method returns, replies as a dictionary by worker; fails as the
             methods of ``control`` do
         """
@@ -68,7 +68,7 @@ class WorkerCommand:
 
 
 def worker_commands(app: Celery) -> dict[str, WorkerCommand]:
-    """Every command by its name. Where a name is a query's and a command's (``ping``), it is the query."""
+    """Every command by its name. A name of both a query and a command, such as ``ping``, is the query."""
     control = app.control
     found: dict[str, WorkerCommand] = {}
     for name, handler, kind in _panel():
@@ -87,7 +87,7 @@ def _methods(of: type) -> Iterator[tuple[str, Callable[..., Any]]]:
 
 
 def _panel() -> Iterator[tuple[str, Callable[..., Any], str]]:
-    # Celery's own are on it as well. Whoever adds to it has imported it.
+    # It has Celery's own commands too. Without this import, nothing was registered.
     module = sys.modules.get("celery.worker.control")
     if module is not None:
         for name, info in module.Panel.meta.items():
@@ -108,7 +108,7 @@ def _control_command(name: str, method: Callable[..., Any]) -> WorkerCommand:
         sent: Deferred[Any] = getattr(control, name)(*args, **reply, **options)
         return sent.addCallback(_by_worker)
 
-    # Such a method passes on what `broadcast` takes.
+    # Such a method passes its keywords to `broadcast`.
     broadcasts = any(
         parameter.kind is Parameter.VAR_KEYWORD for parameter in inspect.signature(method).parameters.values()
     )
@@ -117,7 +117,7 @@ def _control_command(name: str, method: Callable[..., Any]) -> WorkerCommand:
 
 
 def _panel_command(name: str, handler: Callable[..., Any], kind: str) -> WorkerCommand:
-    """One of the application's own. Its handler's first parameter is the worker's state."""
+    """A command of the application. Its handler's first parameter is the worker's state."""
     asks = kind == "inspect"
     _, *parameters = inspect.signature(handler).parameters.values()
     signature = _with_options(parameters, OPTIONS if asks else {**REPLY, **OPTIONS})
@@ -151,7 +151,7 @@ def _with_options(parameters: Any, options: Mapping[str, Any]) -> Signature:
 
 
 def _by_worker(replies: Any) -> Any:
-    """Celery's list of replies in the form that queries have; what is no list of replies is itself."""
+    """Turn Celery's list of replies into the dictionary that queries return. Other values stay."""
     if not isinstance(replies, list):
         return replies
     return {worker: answer for reply in replies for worker, answer in reply.items()} or None

@@ -1,7 +1,7 @@
-"""``celery_admin.bridge.online`` and ``offline``: which bridges there are.
+"""Publishes on ``celery_admin.bridge.online`` and ``offline`` which bridges are online.
 
-A bridge that dies cannot say so. It leaves a testament with the router, which publishes it when the
-session ends, however it does. A bridge that leaves in good order takes the testament back first.
+A bridge that dies cannot publish that. It leaves a testament with the router, which publishes it when
+the session ends. A bridge that leaves in good order withdraws the testament first.
 
 Both topics carry, by keyword: ``id``, the bridge's WAMP session; ``host`` and ``pid`` of its process;
 ``since``, when it joined, in seconds since the epoch; and ``offline`` a ``reason``, ``"stopped"`` or
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import socket
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from autobahn.wamp.exception import TransportLost
 from autobahn.wamp.types import PublishOptions
@@ -24,51 +24,39 @@ if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
     from twisted.python.failure import Failure
 
+    from twistedcelery.wamp.interfaces import WampSession
     from twistedcelery.wamp.uris import Uris
 
-__all__ = ["Presence", "describe_process"]
+__all__ = ["BridgeTopics", "describe_process"]
 
 _log = Logger()
 
 
-class AnnouncedSession(Protocol):
-    """What a presence needs of its WAMP session."""
-
-    def is_attached(self) -> bool:
-        """Whether the session can send now."""
-
-    def call(self, procedure: str, *args: Any, **kwargs: Any) -> Deferred[Any]:
-        """As `autobahn.wamp.interfaces.ICaller.call`."""
-
-    def publish(self, topic: str, *args: Any, **kwargs: Any) -> Any:
-        """As `autobahn.wamp.interfaces.IPublisher.publish`."""
-
-
-class Presence:
-    """One session of a bridge, as others see it.
+class BridgeTopics:
+    """Publishes when one session of a bridge begins and ends.
 
     :param description: what both events carry
     """
 
-    def __init__(self, session: AnnouncedSession, uris: Uris, description: Mapping[str, Any]) -> None:
+    def __init__(self, session: WampSession, uris: Uris, description: Mapping[str, Any]) -> None:
         self._session = session
         self._uris = uris
         self._description = dict(description)
 
-    def announce(self) -> None:
-        """Leave the testament, then say that the bridge is there."""
+    def publish_online(self) -> None:
+        """Leave the testament, then publish that the bridge is online."""
         testament = {**self._description, "reason": "lost"}
         leaving = self._session.call("wamp.session.add_testament", self._topic("offline"), [], testament)
         leaving.addErrback(self._no_testament).addCallback(lambda _: self._publish("online"))
 
-    def retract(self) -> Deferred[None]:
-        """Take the testament back, and say that the bridge leaves.
+    def publish_offline(self) -> Deferred[None]:
+        """Withdraw the testament, and publish that the bridge leaves.
 
-        :return: fires once the router has answered. Never fails
+        :return: fires once the router has answered. It never fails
         """
-        taken_back = self._session.call("wamp.session.flush_testaments")
-        # Where it cannot be taken back there was none, or the session is lost, and the testament holds.
-        return taken_back.addErrback(lambda _: None).addCallback(
+        withdrawn = self._session.call("wamp.session.flush_testaments")
+        # If that fails there was no testament; or the session is lost, and the router publishes it.
+        return withdrawn.addErrback(lambda _: None).addCallback(
             lambda _: self._publish("offline", reason="stopped")
         )
 
@@ -82,16 +70,20 @@ class Presence:
             options = PublishOptions(acknowledge=False)
             self._session.publish(self._topic(event), options=options, **self._description, **more)
         except TransportLost:
-            # The router notices that as well, and publishes the testament.
+            # The router publishes the testament.
             pass
 
     def _no_testament(self, failure: Failure) -> None:
-        # The loss of the session says itself why.
+        # A lost session is logged elsewhere.
         if self._session.is_attached():
             reason = getattr(failure.value, "error", type(failure.value).__name__)
-            _log.warn("nobody will be told if this bridge dies: no testament: {reason}", reason=reason)
+            _log.warn(
+                "the router refused the bridge's testament: {reason}. If this bridge dies, no offline event "
+                "is published.",
+                reason=reason,
+            )
 
 
 def describe_process() -> dict[str, Any]:
-    """Where this bridge runs: ``host`` and ``pid``."""
+    """The ``host`` and the ``pid`` of this process."""
     return {"host": socket.gethostname(), "pid": os.getpid()}

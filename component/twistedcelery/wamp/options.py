@@ -1,4 +1,4 @@
-"""``celery_options``: the one keyword of a call that is not the task's."""
+"""Parses ``celery_options``, the one keyword of a call that is not the task's."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ from typing import Any
 
 __all__ = ["CALLER_HEADERS", "DEFAULT_OPTIONS", "KNOWN_OPTIONS", "NotAllowed", "OptionError", "parse_options"]
 
-
-#: What the names of the headers begin with that tell a task who called.
+#: The prefix of the message headers that name the caller.
 CALLER_HEADERS = "wamp_"
 
-#: AMQP keeps a priority, and the length of a short text, in one byte.
+#: AMQP encodes a priority, and the length of a short text, in one byte.
 _BYTE = 255
 
 
 class OptionError(ValueError):
-    """An option has a value that it cannot have."""
+    """An option has a value that it does not accept."""
 
 
 class NotAllowed(OptionError):
@@ -26,11 +25,11 @@ class NotAllowed(OptionError):
 
 
 def parse_options(options: Any, allowed: Collection[str]) -> dict[str, Any]:
-    """What a caller wrote, as keywords of ``send_task``.
+    """Turn a caller's options into keywords of ``send_task``.
 
     :param options: a mapping of option names to plain values; ``None`` is an empty one
     :raise NotAllowed: names the first key that is not in ``allowed``
-    :raise OptionError: names the key and what it takes
+    :raise OptionError: names the key and what it accepts
     """
     if options is None:
         return {}
@@ -40,7 +39,7 @@ def parse_options(options: Any, allowed: Collection[str]) -> dict[str, Any]:
         if key not in allowed:
             names = ", ".join(sorted(allowed)) or "none"
             raise NotAllowed(f"{key!r:.80} is not allowed here; allowed: {names}")
-    # A value of None is the same as no option, as for Celery itself.
+    # Like Celery, take None as not given.
     return {key: KNOWN_OPTIONS[key](key, value) for key, value in options.items() if value is not None}
 
 
@@ -51,12 +50,12 @@ def _seconds(key: str, value: Any) -> float:
 
 
 def _time(key: str, value: Any) -> datetime:
-    """ISO 8601. A time without an offset is one in the application's own time zone, as for Celery."""
+    """ISO 8601. Like Celery, take a time without an offset as one in the application's time zone."""
     if isinstance(value, str):
         try:
             return datetime.fromisoformat(value)
         except ValueError:
-            pass  # Refused below, together with what is no text.
+            pass  # Refused below.
     raise OptionError(f"{key} takes a time as ISO 8601 text, such as 2030-12-24T18:00:00+00:00")
 
 
@@ -91,7 +90,7 @@ def _headers(key: str, value: Any) -> dict[str, Any]:
 
 
 #: Every option that a configuration may allow, with the check of its value. Callbacks, producers and
-#: ids are not among them: they are not for callers.
+#: ids are not for callers.
 KNOWN_OPTIONS: dict[str, Callable[[str, Any], Any]] = {
     "compression": _text,
     "countdown": _seconds,

@@ -1,4 +1,4 @@
-"""``celery_admin.*``: Celery's commands and queries to workers, as procedures for operators."""
+"""Serves Celery's commands and queries to workers as ``celery_admin.*``, for operators."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from autobahn.wamp.exception import ApplicationError
 from twisted.internet.defer import CancelledError
 
+from twistedcelery.wamp.operators.worker_arguments import ArgumentError, check_arguments
+from twistedcelery.wamp.operators.worker_commands import worker_commands
 from twistedcelery.wamp.uris import why_not_a_uri
-from twistedcelery.wamp.workers.worker_arguments import ArgumentError, check_arguments
-from twistedcelery.wamp.workers.worker_commands import worker_commands
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -21,35 +21,35 @@ if TYPE_CHECKING:
     from twistedcelery import TwistedCelery
     from twistedcelery.wamp.context import Context
     from twistedcelery.wamp.invocation import Handler, Invocation
-    from twistedcelery.wamp.uris import Uris
-    from twistedcelery.wamp.workers.worker_commands import WorkerCommand
+    from twistedcelery.wamp.operators.worker_commands import WorkerCommand
 
 __all__ = ["ANSWER_TIMEOUT", "MAX_WAITING", "OperatorApi"]
 
-#: Commands that wait for their answers at once.
+#: Commands that wait for replies at once.
 MAX_WAITING = 100
 
-#: Seconds that one command may take as a whole, however many workers go on replying.
+#: Seconds that one command may take, however many workers are still replying.
 ANSWER_TIMEOUT = 120.0
 
 #: Celery's method that sends any command.
 _BROADCAST = "broadcast"
 
-#: What tells of settings. Workers censor what they take for a secret; a URL under a name of the
-#: user's own, or in an older Celery's ``broker_read_url``, is not.
+#: Commands whose replies contain settings. Workers censor the secrets that they know, but not a URL under
+#: a custom name, or in an older Celery's ``broker_read_url``.
 _WITH_SETTINGS = frozenset({"conf", "report", "stats", _BROADCAST})
 
-#: The password in a URL. It may have any characters; a URL ends where a text does that holds several.
+#: The password in a URL. It may contain any characters but those that separate several URLs.
 _PASSWORD = re.compile(r"""(://[^\s:/@'",;]*:)[^\s'",;]*@""")
 
 
 class OperatorApi:
-    """What operators may ask of the workers, through a bridge."""
+    """The procedures for operators."""
 
-    def __init__(self, app: Celery, client: TwistedCelery, context: Context, uris: Uris) -> None:
+    def __init__(self, app: Celery, client: TwistedCelery, context: Context) -> None:
         self._client = client
-        self._context = context
-        self._uris = uris
+        self._clock = context.clock
+        self._errors = context.errors
+        self._uris = uris = context.uris
         self._commands = {
             name: command
             for name, command in worker_commands(app).items()
@@ -58,12 +58,12 @@ class OperatorApi:
         self._waiting = 0
 
     def handlers(self) -> dict[str, Handler]:
-        """What answers the calls, by the name of the procedure."""
+        """The handlers of the procedures, by the last component of their URIs."""
         procedures = {name: self._handler(command) for name, command in self._commands.items()}
         return {**procedures, "commands": self._list}
 
     def _list(self, _: Invocation) -> list[dict[str, Any]]:
-        """Each command: ``name``, ``uri``, ``signature``, ``doc``."""
+        """List the commands: ``name``, ``uri``, ``signature``, ``doc``."""
         return [
             {
                 "name": command.name,
@@ -80,7 +80,7 @@ class OperatorApi:
     def _run(self, command: WorkerCommand, invocation: Invocation) -> Deferred[Any]:
         args, kwargs = self._bind(command, invocation)
         if self._waiting >= MAX_WAITING:
-            raise self._context.errors.make(
+            raise self._errors.make(
                 "overloaded", f"{MAX_WAITING} commands wait for workers already; try again later"
             )
         self._waiting += 1
@@ -90,40 +90,38 @@ class OperatorApi:
             return outcome
 
         running = command.send(self._client.control, args, kwargs)
-        running.addTimeout(ANSWER_TIMEOUT, self._context.clock, self._too_late)
+        running.addTimeout(ANSWER_TIMEOUT, self._clock, self._too_late)
         running.addBoth(ended).addErrback(self._failed)
         return running.addCallback(_without_passwords) if command.name in _WITH_SETTINGS else running
 
     def _bind(
         self, command: WorkerCommand, invocation: Invocation
     ) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
-        """A caller's arguments as the command takes them, checked."""
+        """Bind a caller's arguments to the command's signature, and check them."""
         try:
             bound = command.signature.bind(*invocation.args, **invocation.kwargs)
             checked = check_arguments(bound.arguments)
         except (TypeError, ArgumentError) as error:
-            raise self._context.errors.make("invalid_arguments", f"{command.name}: {error}") from error
+            raise self._errors.make("invalid_arguments", f"{command.name}: {error}") from error
         if command.name == _BROADCAST and checked["command"] in self._commands:
-            # There its arguments are checked as well.
+            # That one checks the arguments.
             own = self._uris.admin(checked["command"])
-            raise self._context.errors.make(
-                "invalid_arguments", f"broadcast: {own} is there for this command"
-            )
+            raise self._errors.make("invalid_arguments", f"broadcast: call {own} for this command")
         bound.arguments.update(checked)
         return bound.args, bound.kwargs
 
     def _failed(self, failure: Failure) -> Failure:
         if failure.check(CancelledError, ApplicationError):
-            # The caller has gone, or it took too long.
+            # The caller has left, or it took too long.
             return failure
-        raise self._context.errors.not_delivered(failure)
+        raise self._errors.not_delivered(failure)
 
     def _too_late(self, _outcome: Any, _seconds: float) -> ApplicationError:
-        raise self._context.errors.make("timeout", f"workers went on replying for {ANSWER_TIMEOUT:g} s")
+        raise self._errors.make("timeout", f"workers were still replying after {ANSWER_TIMEOUT:g} s")
 
 
 def _without_passwords(value: Any) -> Any:
-    """The same, with the passwords of URLs masked."""
+    """Mask the passwords of URLs."""
     if isinstance(value, str):
         return _PASSWORD.sub(r"\1********@", value)
     if isinstance(value, Mapping):

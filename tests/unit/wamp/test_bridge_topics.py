@@ -1,4 +1,4 @@
-"""What others learn of a bridge that comes and goes."""
+"""The events of a bridge that comes and goes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from autobahn.wamp.exception import ApplicationError, TransportLost
 from twisted.python.failure import Failure
 
 from tests.unit.wamp.fakes import FakeSession
-from twistedcelery.wamp.presence import Presence
+from twistedcelery.wamp.router.bridge_topics import BridgeTopics
 from twistedcelery.wamp.uris import Uris
 
 DESCRIPTION = {"id": 7, "host": "here", "pid": 8, "since": 9.0}
@@ -20,17 +20,17 @@ def session():
 
 
 @pytest.fixture
-def presence(session):
-    return Presence(session, Uris("celery"), DESCRIPTION)
+def topics(session):
+    return BridgeTopics(session, Uris("celery"), DESCRIPTION)
 
 
 def events(session):
     return [(topic, payload) for topic, payload, _ in session.published]
 
 
-def test_the_testament_comes_first(session, presence):
-    """Whoever learns of a bridge can rely on hearing of its end."""
-    presence.announce()
+def test_the_testament_comes_first(session, topics):
+    """Every online event is followed by an offline event, so the testament is left first."""
+    topics.publish_online()
     ((procedure, args, answer),) = session.calls
     assert procedure == "wamp.session.add_testament"
     assert args == (OFFLINE, [], {**DESCRIPTION, "reason": "lost"})
@@ -39,9 +39,9 @@ def test_the_testament_comes_first(session, presence):
     assert events(session) == [(ONLINE, DESCRIPTION)]
 
 
-def test_leaving_in_good_order(session, presence):
-    """The testament is taken back before the bridge says itself that it leaves."""
-    retracted = presence.retract()
+def test_leaving_in_good_order(session, topics):
+    """The testament is withdrawn before the bridge publishes that it leaves."""
+    retracted = topics.publish_offline()
     ((procedure, args, answer),) = session.calls
     assert (procedure, args) == ("wamp.session.flush_testaments", ())
     assert not retracted.called
@@ -50,26 +50,27 @@ def test_leaving_in_good_order(session, presence):
     assert events(session) == [(OFFLINE, {**DESCRIPTION, "reason": "stopped"})]
 
 
-def test_a_router_without_testaments(session, presence, said):
-    """A bridge that may leave no testament says so in its log, and is there all the same."""
-    presence.announce()
+def test_a_router_without_testaments(session, topics, said):
+    """A bridge that may leave no testament logs it, and is online all the same."""
+    topics.publish_online()
     session.calls.pop()[2].errback(Failure(ApplicationError("wamp.error.not_authorized")))
-    assert said == ["nobody will be told if this bridge dies: no testament: wamp.error.not_authorized"]
-    presence.retract()
+    (line,) = said
+    assert line.startswith("the router refused the bridge's testament: wamp.error.not_authorized. ")
+    topics.publish_offline()
     session.calls.pop()[2].errback(Failure(ApplicationError("wamp.error.not_authorized")))
     assert [topic for topic, _ in events(session)] == [ONLINE, OFFLINE]
 
 
 @pytest.mark.parametrize("noticed", [True, False])
-def test_a_session_that_is_lost_meanwhile(noticed, session, presence, said):
-    """It is the router then that tells of it."""
+def test_a_session_that_is_lost_meanwhile(noticed, session, topics, said):
+    """The router then publishes the testament."""
 
     def lost(*_, **__):
         raise TransportLost
 
     session.publish = lost
     session.attached = not noticed
-    for start in (presence.announce, presence.retract):
+    for start in (topics.publish_online, topics.publish_offline):
         start()
         session.calls.pop()[2].errback(Failure(TransportLost()))
     assert len(said) == (0 if noticed else 1)

@@ -1,4 +1,4 @@
-"""A connection that is made again whenever it ends."""
+"""A client that reconnects whenever its connection ends."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred, fail
 from twisted.internet.error import ConnectError
 from twisted.internet.task import Clock
 
-from twistedcelery.wamp.process.keeping import FIRST_DELAY, MAX_DELAY, KeptConnection
+from twistedcelery.wamp.router.reconnect import FIRST_DELAY, MAX_DELAY, ReconnectingClient
 
 
 class Router:
@@ -29,7 +29,7 @@ class Router:
         return self.attempts[-1]
 
     def accept(self) -> None:
-        """Take the latest attempt."""
+        """Accept the latest attempt."""
         self.is_closed = Deferred()
         self.attempts[-1].callback(self)
 
@@ -41,13 +41,13 @@ class Setup:
     def __init__(self) -> None:
         self.clock = Clock()
         self.router = Router()
-        self.kept = KeptConnection(self.clock, "the router", self.router.connect)
+        self.client = ReconnectingClient(self.clock, "the router", self.router.connect)
         self.ended: list[None] = []
-        self.kept.ended.addCallback(self.ended.append)
+        self.client.ended.addCallback(self.ended.append)
 
     def join(self) -> None:
         self.router.accept()
-        self.kept.joined("realm1")
+        self.client.joined("realm1")
 
 
 @pytest.fixture
@@ -56,8 +56,8 @@ def setup() -> Setup:
 
 
 def test_a_lost_connection_is_made_again(setup):
-    """A session that had joined is followed by another, soon, each time."""
-    setup.kept.start()
+    """A session that had joined is followed by another one soon, each time."""
+    setup.client.start()
     for attempts in range(1, 5):
         assert len(setup.router.attempts) == attempts
         setup.join()
@@ -66,9 +66,9 @@ def test_a_lost_connection_is_made_again(setup):
 
 
 def test_pauses_grow_while_there_is_no_router(setup, said):
-    """Attempts become rarer, up to a limit, and only the first is mentioned."""
+    """The delay grows up to a limit, and only the first failure is logged."""
     setup.router.listens = False
-    setup.kept.start()
+    setup.client.start()
     times = []
     while setup.clock.seconds() < 60:
         setup.clock.advance(0.1)
@@ -83,8 +83,8 @@ def test_pauses_grow_while_there_is_no_router(setup, said):
 
 
 def test_a_router_that_refuses_is_no_router_that_is_back(setup):
-    """Connections without a session that joins do not make the pauses shorter."""
-    setup.kept.start()
+    """A connection without a session that joins does not reset the delay."""
+    setup.client.start()
     setup.router.accept()
     setup.router.close()
     setup.clock.advance(FIRST_DELAY)
@@ -99,25 +99,25 @@ def test_a_router_that_refuses_is_no_router_that_is_back(setup):
 
 @pytest.mark.parametrize("state", ["not started", "pausing", "connecting", "joining"])
 def test_stopping_without_a_session(state, setup):
-    """Whatever it waits for is given up at once."""
+    """It stops waiting at once."""
     setup.router.listens = state != "pausing"
     if state != "not started":
-        setup.kept.start()
+        setup.client.start()
     if state == "joining":
         setup.router.accept()
-    setup.kept.stop()
+    setup.client.stop()
     if state == "not started":
-        setup.kept.start(FIRST_DELAY)
+        setup.client.start(FIRST_DELAY)
     assert setup.ended == [None]
     assert setup.clock.getDelayedCalls() == []
     assert len(setup.router.attempts) == (state != "not started")
 
 
 def test_stopping_with_a_session(setup):
-    """A session that has joined is left to end by itself; none follows."""
-    setup.kept.start()
+    """A session that has joined may end on its own. None follows."""
+    setup.client.start()
     setup.join()
-    setup.kept.stop()
+    setup.client.stop()
     assert setup.ended == []
     setup.router.close()
     assert setup.ended == [None]

@@ -1,11 +1,10 @@
-"""Task ids by which bridges recognise each other's tasks.
+"""Makes task ids by which bridges recognise each other's tasks.
 
-The bridge that sends a task publishes what happens to it. The leader among the bridges reads of the
-same task in Celery's event stream, and must leave it alone, without asking the others. So their ids
-are UUIDs of version 8, the one for contents of one's own (RFC 9562), that end in a check value: it
-follows from the random bits before it, from the realm and from the prefix, so that bridges which
-publish elsewhere do not take them for theirs. They begin with a mark of the bridge that made them, which
-alone knows all of its tasks. Celery's own ids are of version 4.
+The bridge that sends a task publishes its events. The leader among the bridges sees the same task in
+Celery's event stream and must skip it, without asking the others. So a bridge's ids are UUIDs of version
+8, the one for custom contents (RFC 9562): the mark of the bridge, random bits, and a check value. The check
+value is a hash of the rest, the realm and the prefix, so that bridges of other realms and prefixes do not
+recognise the id. Celery's own ids are of version 4.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ __all__ = ["TaskIds"]
 #: Bytes before the check value: the bridge's mark, 66 random bits, and those for version and variant.
 _HEAD = 12
 
-#: Bytes of the mark. It is random: two bridges have the same once in sixteen million times.
+#: Bytes of the mark. It is random: the chance that two bridges share it is one in sixteen million.
 _MARK = 3
 
 _VERSION, _VARIANT = 0x80, 0x80
@@ -34,7 +33,7 @@ class TaskIds:
     def __init__(self, realm: str, prefix: str) -> None:
         self._mark = os.urandom(_MARK)
         self.own = self._mark.hex()
-        # Neither of them can hold the separator.
+        # Neither can contain the separator.
         self._space = f"{realm}\0{prefix}\0".encode()
 
     def new(self) -> str:
@@ -45,7 +44,7 @@ class TaskIds:
         return str(uuid.UUID(bytes=bytes(head) + self._check(head)))
 
     def made(self, task_id: str) -> bool:
-        """Whether the id is one of these."""
+        """Whether one of these bridges made the id."""
         try:
             octets = uuid.UUID(task_id).bytes
         except ValueError:
@@ -54,7 +53,7 @@ class TaskIds:
         return head[6] & 0xF0 == _VERSION and check == self._check(head)
 
     def owner(self, task_id: str) -> str | None:
-        """The mark of the bridge that made an id; ``None``: none of them did."""
+        """The mark of the bridge that made an id; ``None`` if none of them did."""
         return uuid.UUID(task_id).hex[: 2 * _MARK] if self.made(task_id) else None
 
     def _check(self, head: bytes | bytearray) -> bytes:
