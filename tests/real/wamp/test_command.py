@@ -101,7 +101,7 @@ async def test_a_router_that_comes_and_goes(crossbar_node, bridge_process, clien
 async def test_a_wrong_ticket(router, bridge_process):
     """It is refused, said, and tried again after a while; the ticket is not shown.
 
-    That the intervals grow is tested in ``tests/unit/wamp/test_keeping.py``.
+    That the intervals grow is tested in ``tests/unit/wamp/test_reconnect.py``.
     """
     process = bridge_process(router.url, ticket="a wrong one")
 
