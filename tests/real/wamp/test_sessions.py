@@ -20,6 +20,7 @@ def connections_to(port):
     return {socket.laddr.port for socket in sockets if socket.raddr and socket.raddr.port == port}
 
 
+@pytest.mark.timeout(180)
 @pytest_twisted.ensureDeferred
 async def test_the_router_dies(worker_process, rabbitmq, crossbar_node, bridge, bridge_process, client):
     """When it is back so are the procedures, over the same broker connection, and events kept meanwhile.
