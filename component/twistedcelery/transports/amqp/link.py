@@ -1,6 +1,6 @@
 """Holds one live AMQP connection. The only module that imports pika.
 
-pika's Twisted adapter does the protocol, but for the frames of messages, which `frames` writes and
+pika's Twisted adapter does the protocol, but for the frames of messages, which `wire` writes and
 reads. Where its Twisted wrapper of a channel makes a Deferred or a queue for each event, pika's own
 channel is used, which takes plain callbacks.
 """
@@ -24,8 +24,7 @@ from twistedcelery.errors import BrokerAccessRefused, BrokerUnavailable, EncodeE
 from twistedcelery.transports.amqp.brokers import AmqpParameters
 from twistedcelery.transports.amqp.declare import Declaration
 from twistedcelery.transports.amqp.delivery import Delivery
-from twistedcelery.transports.amqp.frames import DeliveryReader, publish_frames
-from twistedcelery.transports.amqp.properties import encode_properties
+from twistedcelery.transports.amqp.wire import DeliveryReader, encode_properties, publish_frames
 from twistedcelery.transports.connection import Refused, caused
 
 __all__ = ["AmqpChannel", "AmqpLink", "open_link"]

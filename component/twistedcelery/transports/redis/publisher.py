@@ -11,8 +11,7 @@ from twisted.python.failure import Failure
 from twistedcelery._types import Clock
 from twistedcelery.errors import BrokerUnavailable, PublishRejected, TwistedCeleryError
 from twistedcelery.transports.connection import Refused, caused
-from twistedcelery.transports.publication import Publication
-from twistedcelery.transports.queued import QueuedPublisher
+from twistedcelery.transports.publishing import Publication, QueuedPublisher
 from twistedcelery.transports.redis.link import Command, RedisLink
 from twistedcelery.transports.redis.message_writer import MessageWriter
 
@@ -23,7 +22,7 @@ Ask = Callable[[Sequence[Command]], Deferred[Any]]
 
 
 class RedisPublisher(QueuedPublisher[RedisLink, Publication]):
-    """A `twistedcelery.transports.queued.QueuedPublisher` whose messages Redis' replies confirm.
+    """A `twistedcelery.transports.publishing.QueuedPublisher` whose messages Redis' replies confirm.
 
     :param make_writer: makes what turns messages into commands, for each link
     :param limits: further parameters of the queue

@@ -21,7 +21,7 @@ from twistedcelery.errors import (
     Unroutable,
 )
 from twistedcelery.transports.connection import Refused
-from twistedcelery.transports.queued import TURN_BUDGET
+from twistedcelery.transports.publishing import TURN_BUDGET
 from twistedcelery.transports.redis.message_writer import MessageWriter
 from twistedcelery.transports.redis.publisher import RedisPublisher
 

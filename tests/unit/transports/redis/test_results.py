@@ -20,10 +20,8 @@ from twistedcelery.errors import (
 )
 from twistedcelery.transports.connection import Refused
 from twistedcelery.transports.redis.offline_backend import OfflineRedisBackend
-from twistedcelery.transports.redis.reads import Reads
-from twistedcelery.transports.redis.requests import Requests
-from twistedcelery.transports.redis.results import RedisResults
-from twistedcelery.transports.redis.subscriptions import Subscriptions
+from twistedcelery.transports.redis.requests import Reads, Requests
+from twistedcelery.transports.redis.results import RedisResults, Subscriptions
 
 
 class Receiver:

@@ -1,4 +1,4 @@
-"""Queues the messages of a native publisher: those that wait, are prepared, or are not confirmed.
+"""Publishes over a native connection: queues messages that wait, are prepared, or are not confirmed.
 
 A protocol adds how one message is sent over a link, and how it is confirmed.
 """
@@ -9,18 +9,26 @@ import time
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from typing import Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
-from twisted.internet.defer import Deferred, fail
+from twisted.internet.defer import CancelledError, Deferred, fail
+from twisted.python.failure import Failure
 
 from twistedcelery._types import Clock, Timer
 from twistedcelery.encoding.message import OutgoingMessage
-from twistedcelery.errors import BrokerAccessRefused, BrokerUnavailable, Disconnected, Overloaded
+from twistedcelery.errors import (
+    BrokerAccessRefused,
+    BrokerUnavailable,
+    Disconnected,
+    Overloaded,
+    PublishError,
+    PublishUnconfirmed,
+    TwistedCeleryError,
+)
 from twistedcelery.transports.connection import Connection, Link, State
 from twistedcelery.transports.deadlines import Deadlines
-from twistedcelery.transports.publication import Publication
 
-__all__ = ["TURN_BUDGET", "QueuedPublisher"]
+__all__ = ["TURN_BUDGET", "Publication", "QueuedPublisher"]
 
 #: Seconds of a reactor turn that sending what waited may take: thousands may wait for a link.
 TURN_BUDGET = 0.004
@@ -28,6 +36,58 @@ TURN_BUDGET = 0.004
 L = TypeVar("L", bound=Link)
 #: By this a protocol finds an unconfirmed message.
 K = TypeVar("K", bound=Hashable)
+
+
+class Publication:
+    """One message on its way. It is settled once; later outcomes are ignored.
+
+    :param withdraw: called when its caller cancels
+    :ivar done: its caller's
+    :ivar sent: whether the broker may have it, over the present link or an earlier one
+    :ivar returned: why it reached no queue
+    """
+
+    __slots__ = ("_withdraw", "done", "message", "returned", "sent", "settled")
+
+    def __init__(self, message: OutgoingMessage, withdraw: Callable[[Publication], None]) -> None:
+        self.message = message
+        self._withdraw = withdraw
+        self.done: Deferred[None] = Deferred(self._cancelled)
+        self.sent = False
+        self.returned: str | None = None
+        self.settled = False
+
+    def succeed(self) -> None:
+        """The broker has it. Does nothing once settled."""
+        if not self.settled:
+            self.settled = True
+            self.done.callback(None)
+
+    def fail(self, error: TwistedCeleryError | CancelledError) -> None:
+        """It did not, or may not, get there. Does nothing once settled."""
+        if not self.settled:
+            self.settled = True
+            self.done.errback(Failure(error))
+
+    def unconfirmed(self, why: str) -> PublishUnconfirmed:
+        """The error of a message that was sent, and whose confirmation did not come."""
+        return PublishUnconfirmed(
+            f"{self} was sent, but not confirmed: {why}. The broker may or may not have it; "
+            "retry=True allows it to be sent again under the same id"
+        )
+
+    def __str__(self) -> str:
+        message = self.message
+        if message.task_id is None:
+            return f"the message to {message.exchange or message.routing_key!r}"
+        return f"task {message.headers.get('task', '')} [{message.task_id}]".replace("  ", " ")
+
+    def _cancelled(self, _: Deferred[Any]) -> None:
+        self._withdraw(self)
+        error: PublishError | CancelledError = CancelledError()
+        if self.sent:
+            error = self.unconfirmed("its caller cancelled before the confirmation came")
+        self.fail(error)
 
 
 class QueuedPublisher(ABC, Generic[L, K]):
