@@ -169,7 +169,7 @@ async def served(
     threads = {thread.name.removeprefix("twistedcelery-") for thread in threading.enumerate()} & parts
     if not threads:
         return "native"
-    polled = RESULTS in threads and tx_app._wires.results._keeps_states
+    polled = RESULTS in threads and tx_app._binding.bound.results._keeps_states
     return "threads, polled" if polled else "threads"
 
 

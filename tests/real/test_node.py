@@ -39,7 +39,6 @@ from twistedcelery import ConfigurationError, TwistedCelery
 from twistedcelery.demo.checkout import node_config, secret_variables
 from twistedcelery.wamp.bridge import Bridge
 from twistedcelery.wamp.config import Configuration
-from twistedcelery.wamp.http_call import secret
 from twistedcelery.wamp.operators.worker_commands import worker_commands
 from twistedcelery.wamp.tasks.exposed import load_application
 
@@ -505,9 +504,13 @@ def test_the_secrets_the_node_insists_on() -> None:
 SECRET_MISSING = "the environment variable TWISTEDCELERY_TICKET is {}: it must hold a secret"
 
 
+# Crossbar imports it.
+@pytest.mark.filterwarnings("ignore:websockets.legacy:DeprecationWarning")
 @pytest.mark.parametrize(("value", "state"), [(None, "not set"), ("", "empty"), ("  ", "empty")])
 def test_a_variable_without_a_secret(monkeypatch: pytest.MonkeyPatch, value: str | None, state: str) -> None:
     """It is refused whether it is unset, empty or blank."""
+    from twistedcelery.wamp.http_call import secret
+
     monkeypatch.delenv("TWISTEDCELERY_TICKET", raising=False)
     if value is not None:
         monkeypatch.setenv("TWISTEDCELERY_TICKET", value)

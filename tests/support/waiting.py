@@ -20,7 +20,7 @@ def all_outcomes(deferreds: Iterable[Deferred[Any]]) -> Deferred[list[Any]]:
     return ended.addCallback(lambda outcomes: [value if ok else value.value for ok, value in outcomes])
 
 
-async def until(condition: Callable[[], Any], seconds: float = 20, what: str = "the condition holds") -> Any:
+async def until(condition: Callable[[], Any], seconds: float = 30, what: str = "the condition holds") -> Any:
     """Wait until a condition holds.
 
     :param condition: returns whether it does, or an awaitable of that; called again and again

@@ -158,7 +158,7 @@ class Guide:
     def start(self) -> None:
         self.node.process.start()
         for port in self.ports.values():
-            wait_until(lambda port=port: reachable(port), timeout=60, what="the routers listen")
+            wait_until(lambda port=port: reachable(port), timeout=120, what="the routers listen")
 
 
 @pytest.fixture(scope="module")

@@ -11,11 +11,10 @@ from autobahn.wamp.exception import ApplicationError
 from twisted.internet.threads import deferToThread
 
 from tests.real.wamp.client import wait_for_procedure
-from tests.real.wamp.nodes import TICKET, TICKET_VARIABLE, node_config
+from tests.real.wamp.nodes import TICKET, node_config
 from tests.real.wamp.test_calls import refusal
 from tests.real.wamp.test_triggers import until_led
 from tests.support.node import CrossbarNode
-from tests.support.ports import free_port
 from tests.support.taskapp import BACKEND, BROKER
 from twistedcelery.wamp.session import REFUSED_DELAY
 
@@ -78,30 +77,10 @@ async def test_calls_that_do_not_end(router, bridge_process, client):
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_router_that_comes_and_goes(crossbar_node, bridge_process, client):
-    """Router down at the start, killed later: the bridge comes back with it, and says little."""
-    port = free_port()
-    process = bridge_process(f"ws://127.0.0.1:{port}/ws")
-    await deferToThread(process.wait_for_output, "no router at")
-    node = await deferToThread(crossbar_node, node_config(port), port=port, env={TICKET_VARIABLE: TICKET})
-    caller = await client(node.url)
-    await wait_for_procedure(caller, "celery.taskapp.add")
-    await deferToThread(node.kill)
-    await deferToThread(node.start)
-    caller = await client(node.url)
-    await wait_for_procedure(caller, "celery.taskapp.add")
-    assert await caller.call("celery.taskapp.add", 2, 3) == 5
-    assert "Traceback" not in process.output()
-    assert len(process.output().splitlines()) < 30
-    await deferToThread(process.stop)
-    assert process.returncode == 0
-
-
-@pytest_twisted.ensureDeferred
 async def test_a_wrong_ticket(router, bridge_process):
     """It is refused, said, and tried again after a while; the ticket is not shown.
 
-    That the intervals grow is tested in ``tests/unit/wamp/test_keeping.py``.
+    That the intervals grow is tested in ``tests/unit/wamp/test_reconnect.py``.
     """
     process = bridge_process(router.url, ticket="a wrong one")
 

@@ -21,6 +21,7 @@ from tests.real.wamp.client import wait_for_procedure
 from tests.real.wamp.test_calls import refusal
 from tests.support.rabbitmq import RabbitMQ
 from tests.support.taskapp import create_app
+from tests.support.waiting import until
 from tests.support.worker import Worker
 from twistedcelery import TwistedCelery
 from twistedcelery.wamp.task_ids import TaskIds
@@ -61,16 +62,6 @@ async def somebody(broker: str) -> AsyncIterator[TwistedCelery]:
     client = TwistedCelery(create_app(broker, "rpc://", task_send_sent_event=True))
     yield client
     await client.disconnect()
-
-
-async def until(condition: Any, seconds: float = 15) -> None:
-    """Wait until a condition holds."""
-    from twisted.internet import reactor
-
-    deadline = reactor.seconds() + seconds
-    while not condition():
-        assert reactor.seconds() < deadline, "it did not come to pass"
-        await deferLater(reactor, 0.02, lambda: None)
 
 
 async def leads(running: Any) -> None:
@@ -342,9 +333,7 @@ async def test_workers_that_are_asked_for_events(router, bridge, client, rabbitm
 
             from twisted.internet import reactor
 
-            deadline = reactor.seconds() + 10
-            while not await is_published():
-                assert reactor.seconds() < deadline
+            await until(is_published, what="events are published")
         finally:
             await deferToThread(worker.kill)
             await sender.disconnect()
