@@ -36,7 +36,7 @@ from tests.support.ports import free_port
 from tests.support.process import ROOT, python_program
 from tests.support.rabbitmq import RabbitMQ
 from twistedcelery import ConfigurationError, TwistedCelery
-from twistedcelery.demo.checkout import node_config, secret_variables
+from twistedcelery.demo.files import node_config, secret_variables
 from twistedcelery.wamp.bridge import Bridge
 from twistedcelery.wamp.config import Configuration
 from twistedcelery.wamp.operators.worker_commands import worker_commands

@@ -185,5 +185,5 @@ function textElement(name, text) {
 if (window.autobahn) {
   connect();
 } else {
-  showConnection("lost", "The page's library is not installed: run npm ci in demo/web");
+  showConnection("lost", "The page lacks its WAMP library: make wheel, or make demo, installs it");
 }
