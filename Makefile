@@ -31,8 +31,24 @@ demo: .venv/.demo demo/web/node_modules/.installed ## Run router, bridge and wor
 		$(if $(PORT),--port '$(PORT)')
 
 .PHONY: test
-test: lint types parts tests/node/node_modules/.installed demo/web/node_modules/.installed ## Lint, types and all tests, on real servers of their own
+test: lint types parts tests/node/node_modules/.installed demo/web/node_modules/.installed ## Lint, types and the tests, on real servers of their own
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadgroup $(PYTEST)
+
+.PHONY: unit
+unit: .venv/.dev ## The tests without I/O
+	$(BIN)/python -m pytest --numprocesses $(JOBS) tests/unit $(PYTEST)
+
+.PHONY: real
+real: parts tests/node/node_modules/.installed demo/web/node_modules/.installed ## The tests on real servers
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadgroup tests/real $(PYTEST)
+
+.PHONY: soak
+soak: parts tests/node/node_modules/.installed ## The long tests: every order of outages, every case of the long comparisons
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadgroup -m soak $(PYTEST)
+
+.PHONY: timing
+timing: parts ## The tests that measure time, one after another; leave the machine alone meanwhile
+	$(BIN)/python -m pytest -m timing $(PYTEST)
 
 .PHONY: lint
 lint: .venv/.dev ## Check style and formatting

@@ -15,7 +15,7 @@ from twistedcelery.calls.dispatcher import Dispatcher
 from twistedcelery.calls.lost import LostCalls
 from twistedcelery.calls.pacing import Pacer
 from twistedcelery.calls.task import TwistedTask
-from twistedcelery.errors import Disconnected
+from twistedcelery.errors import Disconnected, InvalidCall
 from twistedcelery.results.backend import ResultBackend
 from twistedcelery.results.pending import PendingResults
 from twistedcelery.transports.binding import Binding
@@ -176,7 +176,12 @@ class TwistedCelery:
         """A Celery task whose ``delay`` and ``apply_async`` return Deferreds.
 
         :param task: a task of this client's application, or of another
+        :raises InvalidCall: it is no task
         """
+        if isinstance(task, str) or not hasattr(task, "apply_async"):
+            raise InvalidCall(
+                f"task() takes a Celery task, not {task!r:.200}; to call one by name, use send_task()"
+            )
         return TwistedTask(self._dispatcher, task)
 
     def result(self, task_id: str) -> TaskResult:

@@ -220,7 +220,7 @@ def test_an_application_that_cannot_be_used(broker):
     tx_app = TwistedCelery(Celery("unit", broker=broker, backend="rpc://", set_as_current=False), Clock())
     for _ in range(2):
         error = error_of(tx_app.send_task("tasks.add"), ConfigurationError)
-        assert error.__cause__ is not None
+        assert broker.partition(":")[0] in str(error) or error.__cause__ is not None
     assert outcomes_of(tx_app.disconnect()) == [None]
 
 
@@ -768,3 +768,33 @@ def test_nothing_is_kept_of_a_call_that_ended(transport):
     transport.turn()
     assert transport.clock.getDelayedCalls() == []
     assert tx_app.in_flight == 0
+
+
+# Misunderstandings
+
+
+@pytest.mark.parametrize("option", ["countdwn", "eat", "pirority"])
+def test_an_unknown_option_is_named(transport, option):
+    """A misspelt option fails its call, with the one that was meant."""
+    meant = {"countdwn": "countdown", "eat": "eta", "pirority": "priority"}[option]
+    error = error_of(transport.client().send_task("tasks.add", **{option: 3}), InvalidCall)
+    assert f"there is no option {option!r}; did you mean {meant!r}?" in str(error)
+    assert transport.written.publications == []
+
+
+def test_a_task_where_a_name_belongs(transport):
+    """``send_task`` takes names."""
+    app = bare_app()
+
+    @app.task(name="tasks.nothing", shared=False)
+    def task():
+        pass
+
+    error = error_of(transport.client(app).send_task(task), InvalidCall)
+    assert "send_task() takes the name of a task" in str(error)
+
+
+def test_a_name_where_a_task_belongs(transport):
+    """``task`` takes tasks."""
+    with pytest.raises(InvalidCall, match=r"task\(\) takes a Celery task, not 'tasks.add'; .* use send_task"):
+        transport.client().task("tasks.add")

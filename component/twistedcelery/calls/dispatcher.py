@@ -50,10 +50,15 @@ class Dispatcher:
     ) -> TaskDeferred:
         """As `twistedcelery.TwistedCelery.send_task`."""
         try:
+            if not isinstance(name, str):
+                raise InvalidCall(
+                    f"send_task() takes the name of a task, not {name!r:.200}; to call a task itself, use "
+                    "task(the_task).apply_async(...)"
+                )
             transport = self._binding.use()
             named = transport.encoder.options(positional, options)
         except TwistedCeleryError as error:
-            return self._refused(error, options, name)
+            return self._refused(error, options, str(name))
         call = TaskDeferred(named.pop("task_id", None) or uuid(), name, self._revoker)
         at_once = self._route.pacer.has_room()
         if not at_once:

@@ -8,13 +8,16 @@ expiry, stamps, signals, serialisation, compression and signing are those of the
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import celery.exceptions
 import kombu.exceptions
+from amqp import Message
+from celery.app.amqp import AMQP
 from celery.utils.time import maybe_iso8601
 from kombu.messaging import Producer
 
@@ -32,6 +35,13 @@ __all__ = ["Encoder", "Recorder", "allowed_options", "translated"]
 _BLOCKING_OPTIONS = ("connection", "producer", "publisher")
 
 _NOTHING: frozenset[str] = frozenset()
+
+#: What may stand among a message's properties: those of AMQP 0-9-1, and options that Celery puts into a
+#: message's body or headers, or keeps for a chord, and leaves among the properties as well.
+_OPTIONS = {name for name, _ in Message.PROPERTIES if name != "application_headers"}.union(
+    *(inspect.signature(make).parameters for make in (AMQP.as_task_v1, AMQP.as_task_v2)),
+    ("interval", "max_retries"),
+)
 
 
 class Encoder:
@@ -175,6 +185,12 @@ class _Sent:
         return (self.id, None), None
 
 
+def _suggested(name: str, known: Iterable[str]) -> str:
+    """A wrong name, with the one that was meant where that is likely."""
+    close = get_close_matches(name, sorted(known), n=1)
+    return f"{name!r}; did you mean {close[0]!r}?" if close else repr(name)
+
+
 @contextmanager
 def translated(what: str) -> Iterator[None]:
     """Celery's refusals as errors of this package.
@@ -232,6 +248,9 @@ class Recorder(Producer):
     def _record(
         self, message: _Prepared, exchange: str, routing_key: str, confirm_timeout: float | None
     ) -> None:
+        unknown = message.properties.keys() - _OPTIONS
+        if unknown:
+            raise InvalidCall(f"there is no option {_suggested(min(unknown), _OPTIONS)}")
         eta = message.headers.get("eta")
         if isinstance(eta, str) and "task" in message.headers:
             # Workers drop a task whose ETA they cannot read, without a reply.

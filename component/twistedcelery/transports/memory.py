@@ -26,7 +26,7 @@ from twistedcelery._deferreds import Waiters
 from twistedcelery.encoding.encoder import Recorder
 from twistedcelery.encoding.message import OutgoingMessage
 from twistedcelery.errors import BrokerUnavailable, Disconnected, RepliesLost, ResultError, Unroutable
-from twistedcelery.transports.connection import Connection
+from twistedcelery.transports.connection import Connection, Server
 from twistedcelery.transports.decoding import ReplyDecoder
 from twistedcelery.transports.interface import (
     IncomingMessage,
@@ -637,11 +637,9 @@ class _Servers:
     """Where memory is."""
 
     connect_timeout = 4.0
-    endpoint = parameters = None
-    address = "memory"
 
-    def current(self) -> _Servers:
-        return self
+    def current(self) -> Server:
+        return Server(None, None, "memory")  # type: ignore[arg-type]  # the opener needs no endpoint
 
     def advance(self) -> int:
         return 1

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
+
+from kombu.transport import TRANSPORT_ALIASES
 
 from twistedcelery.errors import ConfigurationError
 from twistedcelery.transports.interface import (
@@ -39,6 +42,8 @@ class _Registration:
 
 
 _registrations: list[_Registration] = []
+
+_REDIS = ("redis", "rediss", "sentinel")
 
 
 def register(
@@ -116,6 +121,8 @@ class CombinedTransport(Transport):
 
 def _of_broker(app: Celery, setting: str, native: bool) -> Transport:
     scheme = _broker_scheme(app, setting)
+    _check_broker(scheme)
+    _check_extra(setting, scheme)
     for one in _registrations if native else ():
         if scheme in one.brokers and one.serves(app, setting):
             return one.load()
@@ -128,6 +135,7 @@ def _of_backend(app: Celery, native: bool) -> Transport | None:
     scheme = _scheme(backend) if isinstance(backend, str) else backend
     if scheme in (None, "disabled"):
         return None
+    _check_extra("result_backend", scheme)
     for one in _registrations if native else ():
         if scheme in one.backends and _serves_backend(one, app, scheme):
             return one.load()
@@ -155,6 +163,24 @@ def _broker_scheme(app: Celery, setting: str) -> str:
     if url is not None and "://" in url:
         transport = _scheme(url)
     return transport or "amqp"
+
+
+def _check_broker(scheme: str) -> None:
+    """Kombu would say so at the first message only, in words that name no setting."""
+    known = {*TRANSPORT_ALIASES, *(name for one in _registrations for name in one.brokers)}
+    if scheme in known or ":" in scheme or "." in scheme:
+        return
+    close = get_close_matches(scheme, sorted(known), n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else f"; kombu has {', '.join(sorted(TRANSPORT_ALIASES))}"
+    raise ConfigurationError(f"broker_url has the unknown scheme {scheme!r}{hint}")
+
+
+def _check_extra(setting: str, scheme: Any) -> None:
+    """Redis without redis-py fails in kombu and Celery with an error that does not say what is missing."""
+    if isinstance(scheme, str) and scheme in _REDIS and find_spec("redis") is None:
+        raise ConfigurationError(
+            f"{setting} has the scheme {scheme!r}, which needs: pip install 'twistedcelery[redis]'"
+        )
 
 
 def _scheme(url: str) -> str | None:
@@ -191,7 +217,7 @@ register(
 )
 register(
     lambda: _load("redis", "RedisTransport"),
-    brokers=("redis", "rediss", "sentinel"),
-    backends=("redis", "rediss", "sentinel"),
+    brokers=_REDIS,
+    backends=_REDIS,
     serves=_redis_serves,
 )

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import celery
@@ -17,6 +18,7 @@ from twisted.internet import reactor
 from tests.real.transports.relay import Relay
 from tests.support.taskapp import create_app
 from twistedcelery.encoding.message import OutgoingMessage
+from twistedcelery.testing import MemoryTransport
 from twistedcelery.transports.interface import Setup
 from twistedcelery.transports.registry import find
 
@@ -261,7 +263,59 @@ class NativeAmqpParts(AmqpParts):
     forgets = False
 
 
+class MemoryParts(Parts):
+    """What is shipped for users' tests."""
+
+    native = True
+    has_passwords = False
+
+    def __init__(self) -> None:
+        super().__init__("memory://", "cache+memory://")
+        self.transport = MemoryTransport()
+        self._taken: set[int] = set()
+
+    def open(self, receiver=None, *, publish_timeout=10.0, app=None):
+        setup = Setup(app or self.app(), reactor, publish_timeout)
+        halves = self.transport.publisher(setup), self.transport.results(setup, receiver or Receiver())
+        self._opened.extend(halves)
+        return halves
+
+    def take(self, queue, count=1, timeout=10.0):
+        waiting = [
+            one
+            for one in self.transport.messages
+            if id(one) not in self._taken and self.transport.queue_of(one) == queue
+        ]
+        if len(waiting) < count:
+            raise TimeoutError
+        self._taken.update(id(one) for one in waiting[:count])
+        names = ("content_type", "content_encoding")
+        return [
+            SimpleNamespace(
+                body=one.body,
+                headers=one.headers,
+                properties=one.properties,
+                **{name: one.properties[name] for name in names},
+            )
+            for one in waiting[:count]
+        ]
+
+    def store(self, source, task_id, result, state="SUCCESS", *, worker=None):
+        request = Context(id=task_id, correlation_id=task_id)
+        self.transport.worker.backend.store_result(task_id, result, state, request=request)
+
+    def store_raw(self, source, task_id, text):
+        self.transport.stored(task_id, text.encode())
+
+    def take_away(self):
+        self.transport.go_away()
+
+    def give_back(self):
+        self.transport.come_back()
+
+
 IMPLEMENTATIONS: dict[str, type[Parts]] = {
+    "memory": MemoryParts,
     "filesystem, file": FilesystemParts,
     "filesystem, sqlite": SqlParts,
     "redis, threads": RedisParts,
@@ -274,6 +328,8 @@ IMPLEMENTATIONS: dict[str, type[Parts]] = {
 def make_parts(name: str, request, tmp_path) -> Parts:
     """The parts of an implementation; servers are those of the run's fixtures."""
     kind: Any = IMPLEMENTATIONS[name]
+    if kind is MemoryParts:
+        return kind()
     if issubclass(kind, FilesystemParts):
         return kind(tmp_path)
     if issubclass(kind, RedisParts):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -77,7 +78,7 @@ def test_native_where_there_is_a_native_transport(config, expected):
 
 def test_redis_without_its_extra_is_for_the_threads(monkeypatch):
     """Without txredisapi redis-py alone does for the threads."""
-    monkeypatch.setattr("twistedcelery.transports.registry.find_spec", lambda name: None)
+    monkeypatch.setattr("twistedcelery.transports.registry.find_spec", lambda name: name == "redis" or None)
     config = {"broker_url": "redis://", "result_backend": "redis://"}
     assert chosen(**config) == ("ThreadedPublisher", "ThreadedResults")
 
@@ -196,3 +197,26 @@ sys.exit({unwanted!r} in sys.modules)
     path = f"{ROOT}:{ROOT}/component"
     finished = subprocess.run([sys.executable, "-c", program], env={"PYTHONPATH": path}, check=False)
     assert finished.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"broker_url": "ampq://h"}, "unknown scheme 'ampq'; did you mean 'amqp'?"),
+        ({"broker_write_url": "redsi://h", "broker_read_url": "redis://h"}, "did you mean 'redis'?"),
+        ({"broker_url": "zzz://h"}, "unknown scheme 'zzz'; kombu has "),
+    ],
+)
+def test_a_misspelt_broker_is_named(config, expected):
+    """The error says what was found, and what was meant."""
+    with pytest.raises(ConfigurationError, match=re.escape(expected)):
+        chosen(**config)
+
+
+@pytest.mark.parametrize("config", [{"broker_url": "redis://h"}, {"result_backend": "rediss://h"}])
+@pytest.mark.parametrize("transport", ["auto", "threads"])
+def test_redis_without_redis_py_says_what_to_install(monkeypatch, config, transport):
+    """Kombu and Celery would fail with an attribute of ``None``."""
+    monkeypatch.setattr("twistedcelery.transports.registry.find_spec", lambda name: None)
+    with pytest.raises(ConfigurationError, match=r"pip install 'twistedcelery\[redis\]'"):
+        chosen(transport, **config)

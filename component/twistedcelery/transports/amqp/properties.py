@@ -9,26 +9,16 @@ every other message on that channel its confirmation.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from struct import Struct
 from typing import Any
 
 from amqp import Message
-from celery.app.amqp import AMQP
 
 from twistedcelery.encoding.message import OutgoingMessage
 from twistedcelery.transports.amqp.table import encode_table, encode_text
 
 __all__ = ["encode_properties"]
-
-#: What AMQP 0-9-1 has but for the headers, in py-amqp's names; options that Celery puts into a
-#: message's body or headers; and a chord's. Celery leaves them among the properties as well: py-amqp
-#: drops what it does not know.
-_KNOWN = {name for name, _ in Message.PROPERTIES if name != "application_headers"}.union(
-    *(inspect.signature(make).parameters for make in (AMQP.as_task_v1, AMQP.as_task_v2)),
-    ("interval", "max_retries"),
-)
 
 #: RabbitMQ's longest message TTL, in milliseconds: 49.7 days.
 _MAX_EXPIRATION = 2**32 - 1
@@ -41,10 +31,10 @@ def encode_properties(message: OutgoingMessage, userid: str) -> bytes:
     :raises Exception: where there is no AMQP form, or RabbitMQ would not accept it
     """
     properties, headers = message.properties, message.headers
-    unknown = properties.keys() - _KNOWN
-    if unknown:
-        raise ValueError(f"AMQP has no property {', '.join(sorted(unknown))}")
-    if int(properties.get("expiration") or 0) > _MAX_EXPIRATION:
+    expiration = int(properties.get("expiration") or 0)
+    if expiration < 0:
+        raise ValueError("the expiration is negative")
+    if expiration > _MAX_EXPIRATION:
         raise ValueError("expires is further away than RabbitMQ's longest TTL, 49.7 days")
     if properties.get("user_id") not in (None, userid):
         raise ValueError(f"user_id must be that of the connection, {userid!r}")
