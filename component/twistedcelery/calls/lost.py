@@ -232,7 +232,7 @@ class LostCalls:
         answers = await self._ask_workers([sent.task_id for sent in suspects])
         self._note_answers(waiting, queues, answers)
         missing = [sent for sent in suspects if _is_missing(sent, queues, answers)]
-        if not missing or not await self._is_quiet(transport, answers):
+        if not missing or not await self._is_quiet(transport, answers, missing):
             return []
         if transport.store is not None:
             missing = [sent for sent in missing if not await self._has_result(transport.store, sent)]
@@ -314,8 +314,8 @@ class LostCalls:
                     tasks.update(reply)
         return _Answers(queues, tasks)
 
-    async def _is_quiet(self, transport: BoundTransport, answers: _Answers) -> bool:
-        """Whether nothing is under way that a task may have been replaced with."""
+    async def _is_quiet(self, transport: BoundTransport, answers: _Answers, missing: list[_Sent]) -> bool:
+        """Whether nothing is under way that a missing task may have been replaced with, nor one of them."""
         consumed = frozenset().union(*answers.queues.values())
         names = {*consumed, *self._app.amqp.queues}
         for name in sorted(names):
@@ -328,19 +328,22 @@ class LostCalls:
             if state is None or state.messages:
                 # Results that have not come.
                 return False
+        missing_ids = {sent.task_id for sent in missing}
         # Tasks move this way, too.
         for query in ("scheduled", "reserved", "active"):
             replies = await getattr(self._inspect(len(answers.queues)), query)() or {}
             if not answers.queues.keys() <= replies.keys():
                 return False
             for tasks in replies.values():
-                if not isinstance(tasks, list) or not all(self._is_own(task) for task in tasks):
+                if not isinstance(tasks, list) or not all(
+                    self._is_other_call(task, missing_ids) for task in tasks
+                ):
                     return False
         return True
 
-    def _is_own(self, task: Mapping[str, Any]) -> bool:
+    def _is_other_call(self, task: Mapping[str, Any], missing_ids: Collection[str]) -> bool:
         task_id = task.get("request", task).get("id")
-        return task_id in self._sent and self._pending.is_waited_for(task_id)
+        return task_id not in missing_ids and task_id in self._sent and self._pending.is_waited_for(task_id)
 
     async def _has_result(self, store: Any, sent: _Sent) -> bool:
         meta = await store.task_meta(sent.task_id)
