@@ -248,6 +248,10 @@ NOT_LOST: dict[str, Callable[[Site], object]] = {
     "a worker does not say what it has": silent("reserved", "active"),
     "one of two workers is silent": silent_other,
     "no worker consumes the queue": lambda site: site.workers["one"].__init__("other"),
+    "the last worker has gone": lambda site: (
+        queue("celery", QueueState(0, 0))(site),
+        site.workers["one"].__init__("other"),
+    ),
     "a worker that is known by name is silent": queue(
         "celery", QueueState(0, workers=frozenset({"one", "gone"}))
     ),
@@ -284,7 +288,7 @@ def test_not_lost(rule):
         {"headers": {"eta": at(300)}},
         {"headers": {"expires": at(300)}},
         {"headers": {"eta": "soon"}},
-        {"headers": {"eta": "2040-01-01T00:00:00"}},
+        {"headers": {"eta": "2000-01-01T00:00:00"}},
         {"headers": {"x-delay": 100_000}},
         {"exchange": "x", "declare": ()},
         {"declare": (Queue("celery", Exchange("c", "topic"), "celery.#"),)},

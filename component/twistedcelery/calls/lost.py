@@ -20,7 +20,7 @@ A task that was retried may wait anywhere, and is never reported as lost.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -66,10 +66,11 @@ IDS_AT_ONCE = 1000
 class _Sent:
     """A task that the broker has taken, and that is waited for.
 
-    :ivar queue: where it went; ``None`` where that is not certain
+    :ivar address: the message's exchange, routing key, and what had to be declared for it
     :ivar at: when the broker had it
     :ivar not_before: its ETA and its expiry, as its message has them
     :ivar is_whole: whether the message says when the task is due
+    :ivar queue: where it went; ``None`` where that is not certain, or not looked up yet
     :ivar consumers: how many workers consumed the queue when one of them was silent
     :ivar silent: the workers that have been silent since
     :ivar found: when it was first found to be missing
@@ -78,10 +79,11 @@ class _Sent:
 
     task_id: str
     name: str
-    queue: str | None
+    address: tuple[str, str, tuple[Any, ...]]
     at: float
     not_before: tuple[Any, Any]
     is_whole: bool
+    queue: str | None = None
     consumers: int = 0
     silent: frozenset[str] = frozenset()
     found: float | None = None
@@ -149,7 +151,8 @@ class LostCalls:
         self._sent[task_id] = _Sent(
             task_id,
             headers.get("task", "a task"),
-            _queue_of(message),
+            # Looked up for those alone that wait long.
+            (message.exchange, message.routing_key, message.declare),
             self._reactor.seconds(),
             (headers.get("eta"), headers.get("expires")),
             # Protocol 1 has the ETA in the body. Plug-ins of the broker may delay a message.
@@ -184,6 +187,8 @@ class LostCalls:
             del self._sent[task_id]
         now = self._reactor.seconds()
         waiting = [sent for sent in self._sent.values() if now - sent.at >= PATIENCE]
+        for sent in waiting:
+            sent.queue = _queue_at(*sent.address)
         if not waiting:
             if self._sent:
                 self._timer = self._reactor.callLater(PATIENCE, self._look)
@@ -364,22 +369,20 @@ class LostCalls:
             )
 
 
-def _queue_of(message: OutgoingMessage) -> str | None:
+def _queue_at(exchange: str, routing_key: str, declared: Sequence[Any]) -> str | None:
     """The queue that a message went to, where that is certain."""
-    queues = [entity for entity in message.declare if hasattr(entity, "queue_arguments")]
+    queues = [entity for entity in declared if hasattr(entity, "queue_arguments")]
     if len(queues) == 1:
         queue = queues[0]
         arguments = queue.queue_arguments or {}
-        exchange = queue.exchange.type if queue.exchange is not None else "direct"
+        kind = queue.exchange.type if queue.exchange is not None else "direct"
         # Retries of tasks in quorum queues wait in queues of their own, and what a dead letter
         # exchange takes may come back.
-        if exchange != "direct" or {"x-queue-type", "x-dead-letter-exchange"} & arguments.keys():
+        if kind != "direct" or {"x-queue-type", "x-dead-letter-exchange"} & arguments.keys():
             return None
         name: str = queue.name
         return name
-    if not queues and message.exchange == "":
-        return message.routing_key
-    return None
+    return routing_key if not queues and exchange == "" else None
 
 
 def _timestamp(moment: Any) -> float:
