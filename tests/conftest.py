@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_twisted
+from celery import Celery
 
 from tests.support import rabbitmq as rabbitmq_support
 from tests.support.node import CrossbarNode
@@ -20,6 +22,7 @@ from tests.support.rabbitmq import RabbitMQ, RabbitMQNode
 from tests.support.redis import RedisServer
 from tests.support.strictness import logged_errors, pytest_collection_finish, pytest_pyfunc_call
 from tests.support.worker import Worker
+from twistedcelery import TwistedCelery
 
 __all__ = ["logged_errors", "pytest_collection_finish", "pytest_pyfunc_call"]  # pytest finds them here
 
@@ -96,15 +99,21 @@ def broker_url(rabbitmq: RabbitMQ) -> Iterator[str]:
         yield url
 
 
+@pytest.fixture(scope="session")
+def _node_to_kill(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQNode]:
+    node = RabbitMQNode(tmp_path_factory.mktemp("rabbitmq"))
+    yield node
+    node.stop()
+
+
 @pytest.fixture
-def rabbitmq_node(tmp_path: Path) -> Iterator[RabbitMQNode]:
-    """A running RabbitMQ of the test's own, to kill and restart. It costs 6 s."""
-    node = RabbitMQNode(tmp_path / "rabbitmq")
-    try:
-        node.start()
-        yield node
-    finally:
-        node.stop()
+def rabbitmq_node(_node_to_kill: RabbitMQNode) -> RabbitMQNode:
+    """A running RabbitMQ to freeze, kill and restart, with an empty virtual host.
+
+    Starting one costs 6 s: the tests of a process have the same one, one after another.
+    """
+    _node_to_kill.renew()
+    return _node_to_kill
 
 
 @pytest.fixture
@@ -139,6 +148,23 @@ def worker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[
     yield start
     for one in started:
         one.kill()
+
+
+@pytest.fixture
+def new_client() -> Iterator[Callable[..., TwistedCelery]]:
+    """``new_client(app, **options)``: a `TwistedCelery`, disconnected after the test, however that ends.
+
+    Tests name it after their servers, so that it ends before them.
+    """
+    made: list[TwistedCelery] = []
+
+    def make(app: Celery, **options: Any) -> TwistedCelery:
+        made.append(TwistedCelery(app, **options))
+        return made[-1]
+
+    yield make
+    for client in made:
+        pytest_twisted.blockon(client.disconnect())
 
 
 @pytest.fixture

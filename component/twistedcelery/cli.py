@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status
 
 
-# What they run is imported late: --help and --version need neither Twisted nor Autobahn.
+# Import each command late: --help and --version need neither Twisted nor Autobahn.
 
 
 def _demo(options: argparse.Namespace) -> int:
@@ -49,8 +49,8 @@ def _parser() -> argparse.ArgumentParser:
     demo = commands.add_parser(
         "demo",
         help="run router, bridge and a worker on this machine, until Ctrl-C",
-        description="Run the demo of this checkout: a Crossbar.io router, the bridge and one Celery worker. "
-        "It needs no server and no root. Ctrl-C stops everything it started.",
+        description="Run a Crossbar.io router, the bridge and one Celery worker with the demo's tasks. "
+        "It needs the extra 'crossbar', no server and no root. Ctrl-C stops everything it started.",
     )
     demo.add_argument(
         "--broker", metavar="URL", help="Celery broker (default: files in a temporary directory)"
@@ -67,13 +67,13 @@ def _parser() -> argparse.ArgumentParser:
         "bridge",
         help="expose a Celery application's tasks on a WAMP router",
         description="Expose a Celery application's tasks on a WAMP router, until SIGTERM or Ctrl-C. "
-        "Where TWISTEDCELERY_TICKET is in the environment, the bridge authenticates with it by ticket or "
-        "WAMP-CRA, as 'bridge' or as TWISTEDCELERY_AUTHID says.",
+        "With TWISTEDCELERY_TICKET in the environment, the bridge authenticates with it by ticket or "
+        "WAMP-CRA. Its authid is 'bridge', or what TWISTEDCELERY_AUTHID says.",
     )
     bridge.add_argument(
         "--url",
         default="ws://127.0.0.1:8080/ws",
-        help="the router's: ws://, wss://, rs:// or rss:// (default: %(default)s)",
+        help="the router's address: ws://, wss://, rs:// or rss:// (default: %(default)s)",
     )
     bridge.add_argument("--realm", default="realm1", help="default: %(default)s")
     bridge.add_argument("-A", "--app", metavar="APP", help="the Celery application, as `celery -A` takes it")
@@ -86,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="one key of the configuration, its value as JSON or as plain text; can be repeated",
+        help="set one key of the configuration to a JSON value or plain text; can be repeated",
     )
     bridge.set_defaults(run=_bridge)
     return parser

@@ -11,9 +11,8 @@ from twisted.internet.interfaces import IReactorCore
 
 from twistedcelery._deferreds import Waiters
 from twistedcelery.calls.dispatch import Route
-from twistedcelery.calls.dispatcher import Dispatcher
+from twistedcelery.calls.dispatcher import Dispatcher, Pacer
 from twistedcelery.calls.lost import LostCalls
-from twistedcelery.calls.pacing import Pacer
 from twistedcelery.calls.task import TwistedTask
 from twistedcelery.errors import Disconnected, InvalidCall
 from twistedcelery.results.backend import ResultBackend

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 import threading
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -50,11 +52,16 @@ async def progress(tx_app: TwistedCelery) -> None:
 
 
 async def cancel(tx_app: TwistedCelery) -> None:
-    call = tx_app.send_task("taskapp.add", args=(1, 2), countdown=60)
-    await call.published
-    call.cancel()
-    with pytest.raises(CallCancelled):
-        await call
+    with tempfile.TemporaryDirectory() as directory:
+        file = Path(directory, "touched")
+        call = tx_app.send_task("taskapp.touch", args=(str(file),), countdown=1)
+        await call.published
+        call.cancel()
+        with pytest.raises(CallCancelled):
+            await call
+        # When this one is due, so is the other one.
+        assert await tx_app.send_task("taskapp.add", args=(1, 2), countdown=2) == 3
+        assert not file.exists(), "the worker ran a task that was revoked"
 
 
 async def canvas(tx_app: TwistedCelery) -> None:
@@ -162,7 +169,7 @@ async def served(
     threads = {thread.name.removeprefix("twistedcelery-") for thread in threading.enumerate()} & parts
     if not threads:
         return "native"
-    polled = RESULTS in threads and tx_app._wires.results._keeps_states
+    polled = RESULTS in threads and tx_app._binding.bound.results._keeps_states
     return "threads, polled" if polled else "threads"
 
 

@@ -35,12 +35,12 @@ from tests.support.node import CrossbarNode
 from tests.support.ports import free_port
 from tests.support.process import ROOT, python_program
 from tests.support.rabbitmq import RabbitMQ
-from twistedcelery import TwistedCelery
-from twistedcelery.demo.checkout import node_config, secret_variables
+from twistedcelery import ConfigurationError, TwistedCelery
+from twistedcelery.demo.files import node_config, secret_variables
 from twistedcelery.wamp.bridge import Bridge
 from twistedcelery.wamp.config import Configuration
+from twistedcelery.wamp.operators.worker_commands import worker_commands
 from twistedcelery.wamp.tasks.exposed import load_application
-from twistedcelery.wamp.workers.worker_commands import worker_commands
 
 #: Who signs requests to ``/call``.
 KEY = "twistedcelery"
@@ -441,8 +441,11 @@ CROSSBARS_OWN = ("maybe_from_env", "onAuthenticate", "PendingAuthTicket")
 @pytest.mark.parametrize(
     ("loglevel", "backend", "named"),
     [
-        ("info", "redis://:results-secret@127.0.0.1:1/0", "redis://127.0.0.1"),
-        ("debug", "rpc://", "amqp://joe@"),
+        ("debug", "redis://:results-secret@127.0.0.1:1/0", "redis://127.0.0.1"),
+        pytest.param(
+            *("info", "redis://:results-secret@127.0.0.1:1/0", "redis://127.0.0.1"), marks=pytest.mark.soak
+        ),
+        pytest.param("debug", "rpc://", "amqp://joe@", marks=pytest.mark.soak),
     ],
 )
 @pytest_twisted.ensureDeferred
@@ -498,7 +501,28 @@ def test_the_secrets_the_node_insists_on() -> None:
     assert set(secret_variables(node_config(ROOT, 8080))) == set(SECRETS)
 
 
-@pytest.mark.parametrize("value", [None, "", "  "], ids=["unset", "empty", "blank"])
+SECRET_MISSING = "the environment variable TWISTEDCELERY_TICKET is {}: it must hold a secret"
+
+
+# Crossbar imports it.
+@pytest.mark.filterwarnings("ignore:websockets.legacy:DeprecationWarning")
+@pytest.mark.parametrize(("value", "state"), [(None, "not set"), ("", "empty"), ("  ", "empty")])
+def test_a_variable_without_a_secret(monkeypatch: pytest.MonkeyPatch, value: str | None, state: str) -> None:
+    """It is refused whether it is unset, empty or blank."""
+    from twistedcelery.wamp.http_call import secret
+
+    monkeypatch.delenv("TWISTEDCELERY_TICKET", raising=False)
+    if value is not None:
+        monkeypatch.setenv("TWISTEDCELERY_TICKET", value)
+    with pytest.raises(ConfigurationError, match=SECRET_MISSING.format(state)):
+        secret("TWISTEDCELERY_TICKET")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [None, pytest.param("", marks=pytest.mark.soak), pytest.param("  ", marks=pytest.mark.soak)],
+    ids=["unset", "empty", "blank"],
+)
 def test_missing_secret(
     crossbar_node: Callable[..., CrossbarNode], monkeypatch: pytest.MonkeyPatch, value: str | None
 ) -> None:
@@ -511,6 +535,5 @@ def test_missing_secret(
     with pytest.raises(AssertionError) as ended:
         crossbar_node(node_config(ROOT, port), port=port, env=env)
     said = str(ended.value)
-    state = "not set" if value is None else "empty"
-    assert f"the environment variable TWISTEDCELERY_TICKET is {state}: it must hold a secret" in said
+    assert SECRET_MISSING.format("not set" if value is None else "empty") in said
     assert "ended with 1" in said

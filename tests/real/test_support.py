@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import uuid
@@ -121,6 +122,8 @@ def test_redis_stores_a_result(redis_server, worker):
         app.close()
 
 
+# Most tests of the bridge do so, too.
+@pytest.mark.soak
 @pytest_twisted.inlineCallbacks
 def test_a_crossbar_node_routes_calls(crossbar_node):
     """An Autobahn client joins the node and calls one of its procedures."""
@@ -168,53 +171,65 @@ def test_a_crossbar_node_routes_calls(crossbar_node):
     assert (yield answered) == 1
 
 
+STRICTLY_RUN = """
+import time, pytest, pytest_twisted
+from twisted.internet import reactor
+from twisted.internet.defer import *
+
+def test_dropped():
+    fail(ValueError("unheard"))
+
+@pytest.mark.timeout(0.5)
+@pytest_twisted.ensureDeferred
+async def test_endless():
+    await Deferred()
+
+@pytest.mark.timeout(0.5)
+@pytest_twisted.ensureDeferred
+async def test_blocking():
+    time.sleep(60)
+
+@pytest.mark.timeout(0.5)
+@pytest_twisted.ensureDeferred
+async def test_blocking_later():
+    reactor.callLater(0, time.sleep, 60); await Deferred()
+"""
+
+
+@pytest.fixture(scope="module")
+def strictly():
+    """``strictly(name)``: pytest's report on one of the tests above, which all run once."""
+    test = ROOT / "tests" / "real" / f"test_strictness_{uuid.uuid4().hex}.py"
+    test.write_text(STRICTLY_RUN)
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", str(test)]
+    try:
+        ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    finally:
+        test.unlink()
+    # Of the last one the timeout is logged as well.
+    assert "3 failed, 1 passed, 2 errors" in ran.stdout
+    # A heading is a line of underscores around a name.
+    reports = re.split(r"^_+ (?:ERROR at teardown of )?(\w+) _+$", ran.stdout, flags=re.MULTILINE)
+    return dict(zip(reports[1::2], reports[2::2], strict=True)).__getitem__
+
+
 class TestStrictness:
     """What `tests.support.strictness` makes of a test, seen from outside."""
 
-    def run(self, body):
-        """Run pytest on one test and return its output."""
-        test = ROOT / "tests" / "real" / f"test_strictness_{uuid.uuid4().hex}.py"
-        test.write_text(f"import pytest, pytest_twisted\nfrom twisted.internet.defer import *\n{body}")
-        try:
-            return subprocess.run(
-                [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", str(test)],
-                cwd=ROOT,
-                capture_output=True,
-                text=True,
-                timeout=60,
-                check=False,
-            ).stdout
-        finally:
-            test.unlink()
-
-    def test_a_dropped_failure_fails_the_test(self):
+    def test_a_dropped_failure_fails_the_test(self, strictly):
         """A Deferred dropped with an unhandled error fails the test that dropped it."""
-        output = self.run("def test_it():\n    fail(ValueError('unheard'))\n")
-        assert "ValueError: unheard" in output
-        assert "1 passed, 1 error" in output
+        assert "ValueError: unheard" in strictly("test_dropped")
 
-    def test_an_endless_wait_fails_the_test(self):
+    def test_an_endless_wait_fails_the_test(self, strictly):
         """A test that waits for what never comes fails at its time limit, and shows where it stood."""
-        output = self.run(
-            "@pytest.mark.timeout(0.5)\n@pytest_twisted.ensureDeferred\n"
-            "async def test_it():\n    await Deferred()\n",
-        )
-        assert "await Deferred()" in output
-        assert "TimeoutError" in output
-        assert "1 failed" in output
+        report = strictly("test_endless")
+        assert "await Deferred()" in report
+        assert "TimeoutError" in report
 
-    @pytest.mark.parametrize(
-        "blocks", ["time.sleep(60)", "reactor.callLater(0, time.sleep, 60); await Deferred()"]
-    )
-    def test_a_blocked_reactor_fails_the_test(self, blocks):
+    @pytest.mark.parametrize("blocks", ["test_blocking", "test_blocking_later"])
+    def test_a_blocked_reactor_fails_the_test(self, strictly, blocks):
         """A test that blocks the reactor, itself or in a callback, fails at its time limit."""
-        output = self.run(
-            "import time\nfrom twisted.internet import reactor\n"
-            "@pytest.mark.timeout(0.5)\n@pytest_twisted.ensureDeferred\n"
-            f"async def test_it():\n    {blocks}\n",
-        )
-        assert "Timeout (>0.5s)" in output
-        assert "1 failed" in output
+        assert "Timeout (>0.5s)" in strictly(blocks)
 
     def test_a_flushed_failure_passes(self, logged_errors):
         """A test that expects a logged failure takes it away."""

@@ -10,7 +10,7 @@ import subprocess
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from tests.support.debian import require, unavailable
@@ -48,6 +48,7 @@ class RabbitMQ:
     port_mapper_port: int
     distribution_port: int
     cookie: str
+    default_vhost: str = "/"
 
     @property
     def name(self) -> str:
@@ -56,8 +57,8 @@ class RabbitMQ:
 
     @property
     def url(self) -> str:
-        """The default virtual host, as the administrator."""
-        return f"amqp://guest:guest@127.0.0.1:{self.port}//"
+        """The URL of `default_vhost`, for the administrator."""
+        return self.vhost_url(self.default_vhost)
 
     def vhost_url(self, vhost: str, user: str = "guest", password: str = "guest") -> str:
         """The broker URL of a virtual host."""
@@ -69,16 +70,24 @@ class RabbitMQ:
 
         :return: its broker URL
         """
+        name = self.add_vhost()
+        try:
+            yield self.vhost_url(name)
+        finally:
+            self.eval(f'rabbit_vhost:delete(<<"{name}">>, <<"tests">>).')
+
+    def add_vhost(self) -> str:
+        """Make a virtual host.
+
+        :return: its name
+        """
         name = f"test-{uuid.uuid4().hex}"
         self.eval(
             f'ok = rabbit_vhost:add(<<"{name}">>, <<"tests">>),'
             f'ok = rabbit_auth_backend_internal:set_permissions(<<"guest">>, <<"{name}">>,'
             ' <<".*">>, <<".*">>, <<".*">>, <<"tests">>).'
         )
-        try:
-            yield self.vhost_url(name)
-        finally:
-            self.eval(f'rabbit_vhost:delete(<<"{name}">>, <<"tests">>).')
+        return name
 
     def close_connections(self) -> None:
         """Close all client connections, as an administrator does (AMQP 320, connection forced)."""
@@ -192,6 +201,16 @@ class RabbitMQNode:
             )
         self._server.start()
         self._server.wait_until(lambda: self.broker.ready, timeout=60, what="it takes connections")
+
+    def renew(self) -> None:
+        """Make it as good as new, whatever a test did to it: running, and `broker.url` empty."""
+        if not self._server.running:
+            self.start()
+        self.thaw()
+        self.broker.unblock_publishers()
+        self.broker = replace(self.broker, default_vhost=self.broker.add_vhost())
+        # A test may kill it at once.
+        self.broker.sync()
 
     def kill(self) -> None:
         """Kill the whole node (SIGKILL). See `RabbitMQ.sync` for queues that are new."""

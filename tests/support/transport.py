@@ -14,7 +14,7 @@ from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.task import Clock
 
 from twistedcelery import TwistedCelery
-from twistedcelery.calls.pacing import Pacer
+from twistedcelery.calls.dispatcher import Pacer
 from twistedcelery.encoding.message import OutgoingMessage
 from twistedcelery.errors import Disconnected, PublishUnconfirmed, ResultError
 from twistedcelery.transports.interface import ReplyReceiver, Setup, Transport

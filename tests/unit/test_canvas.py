@@ -500,7 +500,7 @@ def test_an_eager_task_that_exits_ends_its_call_alone(monkeypatch, propagates):
     site = Site(task_always_eager=True, task_eager_propagates=propagates)
     error_of(site.tx_app.apply_async(site.task("leave").s()), SystemExit)
     error_of(site.tx_app.apply_async(site.task("leave").si() | site.add(1, 1)), SystemExit)
-    monkeypatch.setattr("twistedcelery.calls.pacing.Pacer.has_room", lambda _: False)
+    monkeypatch.setattr("twistedcelery.calls.dispatcher.Pacer.has_room", lambda _: False)
     call = site.tx_app.apply_async(site.task("leave").s())
     assert not call.called
     site.transport.turn()

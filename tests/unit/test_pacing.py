@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from twisted.internet.task import Clock
 
-from twistedcelery.calls.pacing import Pacer
+from twistedcelery.calls.dispatcher import Pacer
 
 
 class Turns(Clock):

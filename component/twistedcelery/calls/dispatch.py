@@ -15,7 +15,6 @@ from twistedcelery._deferreds import all_done
 from twistedcelery._types import Clock
 from twistedcelery.calls.call import TaskDeferred
 from twistedcelery.calls.lost import LostCalls
-from twistedcelery.calls.pacing import Pacer
 from twistedcelery.encoding.message import Encoded, OutgoingMessage
 from twistedcelery.errors import NoResultBackend, TwistedCeleryError
 from twistedcelery.results.backend import ResultBackend
@@ -24,6 +23,7 @@ from twistedcelery.results.pending import PendingResults
 from twistedcelery.transports.binding import BoundTransport
 
 if TYPE_CHECKING:
+    from twistedcelery.calls.dispatcher import Pacer
     from twistedcelery.results.result import AnyResult
 
 __all__ = ["TRANSITIONS", "Dispatch", "Event", "Route", "State"]

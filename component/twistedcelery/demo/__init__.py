@@ -1,1 +1,1 @@
-"""``twistedcelery demo``: router, bridge and worker on one machine, for as long as one looks at them."""
+"""Runs a router, the bridge and a worker on one machine: the command ``twistedcelery demo``."""

@@ -1,4 +1,4 @@
-"""A child process that does not outlive its parent."""
+"""Runs child processes that do not outlive their parent."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _TAIL = 30
 
 
 class Child:
-    """A running process, the head of a process group of its own, whose output goes to a file.
+    """A running process in a process group of its own, with its output in a file.
 
-    Out of its parent's group, it hears nothing of a Ctrl-C in the terminal: its parent decides
-    when and how it ends. Should the parent die of a SIGKILL, Linux sends the stop signal in its place.
+    A Ctrl-C in the terminal does not reach another group, so the parent decides when and how the child
+    ends. If the parent is killed, Linux sends the child its stop signal.
     """
 
     def __init__(
@@ -38,22 +38,22 @@ class Child:
     ) -> None:
         """Start it.
 
-        :param name: for people
-        :param log: the file that takes its output
+        :param name: what messages call it
+        :param log: the file for its output
         :param env: its whole environment
-        :param stop_signal: makes it end, and everything it started with it
+        :param stop_signal: ends it and everything it started
         """
         self.name = name
         self._log = log
         self._stop_signal = stop_signal
         parent = os.getpid()
-        # Looked up here: between fork and exec, nothing may be loaded.
+        # Look it up here: nothing may be loaded between fork and exec.
         prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
 
         def die_with_parent() -> None:
             if prctl is not None:
                 prctl(_PR_SET_PDEATHSIG, stop_signal)
-                if os.getppid() != parent:  # it died before the line above
+                if os.getppid() != parent:  # the parent died before the line above
                     os._exit(1)
 
         with log.open("wb") as output:
@@ -82,18 +82,18 @@ class Child:
         self._process.send_signal(self._stop_signal)
 
     def kill(self) -> None:
-        """Kill whatever of it is left, it and all processes of its group, and reap it."""
+        """Kill what is left of its process group, and reap it."""
         try:
             os.killpg(self._process.pid, signal.SIGKILL)
         except ProcessLookupError:
-            pass  # the whole group has ended by itself
+            pass  # the whole group has ended already
         self._process.wait()
 
 
 def stop_all(children: Sequence[Child], timeout: float) -> None:
-    """Stop children, all at the same time. It blocks.
+    """Stop all children at once, and block until they have ended.
 
-    :param timeout: seconds that they get to end by themselves
+    :param timeout: seconds until those that have not ended are killed
     """
     deadline = time.monotonic() + timeout
     for child in children:

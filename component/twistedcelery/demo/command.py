@@ -1,4 +1,4 @@
-"""The demo: start everything at once, wait for the first result, run until told to stop."""
+"""Starts the demo, waits for its first result, and runs until it is stopped."""
 
 from __future__ import annotations
 
@@ -16,11 +16,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from twistedcelery.demo import checkout
-from twistedcelery.demo.checkout import DemoError
+from twistedcelery.demo import files
 from twistedcelery.demo.child import Child, stop_all
+from twistedcelery.demo.errors import DemoError
 
 __all__ = ["run"]
+
+#: What stops the demo.
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 #: Seconds that the children get to stop by themselves.
 _STOP_TIMEOUT = 10.0
@@ -30,11 +33,11 @@ def run(*, broker: str | None, backend: str | None, port: int) -> int:
     """Run the demo until SIGINT, SIGTERM or SIGHUP.
 
     :param broker: URL of a Celery broker; files in a temporary directory unless given
-    :param backend: URL of a Celery result backend; likewise
+    :param backend: URL of a Celery result backend; files in the same directory unless given
     :param port: where the router listens, on 127.0.0.1
     :return: the exit status
     """
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in _SIGNALS:
         signal.signal(number, _interrupt)
     try:
         _run(broker, backend, port)
@@ -52,7 +55,7 @@ def _interrupt(number: int, frame: object) -> None:
 
 def _run(broker: str | None, backend: str | None, port: int) -> None:
     began = time.monotonic()
-    root = checkout.find()
+    root = files.find()
     _check_port(port)
     with tempfile.TemporaryDirectory(prefix="twistedcelery-demo-") as temporary:
         directory = Path(temporary)
@@ -60,15 +63,19 @@ def _run(broker: str | None, backend: str | None, port: int) -> None:
         try:
             _start(children, root, directory, broker, backend, port)
             print(f"Starting router, bridge and worker; their logs are in {directory}", flush=True)
-            # Imported late: while it loads, the children start.
-            from twisted.internet import reactor
+            # Imported late: while it loads, the children start. Signals wait meanwhile, since an import may
+            # catch what they raise.
+            signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+            try:
+                from twisted.internet import reactor
 
-            from twistedcelery.demo.watch import watch
-
+                from twistedcelery.demo.watch import watch
+            finally:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
             watch(reactor, children, port, began)
         finally:
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                signal.signal(number, signal.SIG_IGN)  # it is stopping already
+            for number in _SIGNALS:
+                signal.signal(number, signal.SIG_IGN)  # the demo is stopping already
             stop_all(children, _STOP_TIMEOUT)
 
 
@@ -88,7 +95,7 @@ def _check_port(port: int) -> None:
 def _start(
     children: list[Child], root: Path, directory: Path, broker: str | None, backend: str | None, port: int
 ) -> None:
-    config = checkout.node_config(root, port)
+    config = files.node_config(root, port)
     node = directory / "node"
     node.mkdir()
     (node / "config.json").write_text(json.dumps(config, indent=4))
@@ -99,21 +106,22 @@ def _start(
             [_program("crossbar"), "start", "--cbdir", str(node), "--color", "false"],
             log=directory / "router.log",
             env=env,
-            cwd=root,
+            cwd=directory,
         )
     )
     children.append(
         Child(
             "worker",
-            # Of threads, so that the worker is one process; it tells of tasks that others send, too.
+            # With a pool of threads the worker is one process. It sends events, so that the tasks of other
+            # clients are published too.
             [
                 *(sys.executable, "-m", "celery", "-A", "my_app", "worker"),
                 *("--pool=threads", "--loglevel=INFO", "--task-events"),
             ],
             log=directory / "worker.log",
             env=env,
-            cwd=root,
-            # At any other it waits, for its tasks or for its next look at the broker.
+            cwd=directory,
+            # After any other signal it waits for its tasks, and for its next poll of the broker.
             stop_signal=signal.SIGKILL,
         )
     )
@@ -130,7 +138,7 @@ def _environment(
         env.pop(variable, None)
         if url:
             env[variable] = url
-    for variable in checkout.secret_variables(config):
+    for variable in files.secret_variables(config):
         if not env.get(variable):
             env[variable] = secrets.token_urlsafe(32)
     return env

@@ -1,4 +1,4 @@
-"""What happens while the demo runs."""
+"""Makes the demo's first call and watches its processes."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.internet.task import LoopingCall
 from twisted.python.failure import Failure
 
-from twistedcelery.demo.checkout import DemoError
 from twistedcelery.demo.child import Child
-from twistedcelery.wamp.tasks.first_call import first_call
+from twistedcelery.demo.errors import DemoError
+from twistedcelery.wamp.process.client import call_when_ready
 
 __all__ = ["watch"]
 
-#: Seconds for the first result to come.
+#: Seconds to wait for the first result.
 _PATIENCE = 60.0
 
-#: Seconds between two looks at the children.
+#: Seconds between two checks of the children.
 _LOOK = 0.1
 
 
 def watch(reactor: Any, children: Sequence[Child], port: int, began: float) -> None:
-    """Make the first call, print its result, and return when told to stop.
+    """Run the reactor: make the first call, print its result, and return on SIGINT, SIGTERM or SIGHUP.
 
-    :param reactor: which it runs
+    :param reactor: the reactor to run
     :param began: when the demo started, by the monotonic clock
-    :raise DemoError: if a child ends, or the first call does not succeed
+    :raise DemoError: if a child ends, or the first call fails
     """
     running = _Running(reactor, children)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -43,7 +43,7 @@ def watch(reactor: Any, children: Sequence[Child], port: int, began: float) -> N
 class _Running:
     """The demo between its start and its end.
 
-    :ivar failure: what ended it, unless it was told to stop
+    :ivar failure: why the demo ended; ``None`` after a signal
     """
 
     def __init__(self, reactor: Any, children: Sequence[Child]) -> None:
@@ -56,14 +56,14 @@ class _Running:
 
     def start(self, port: int, began: float) -> None:
         self._looking.start(_LOOK).addErrback(self.stop)
-        call = first_call(self._reactor, port, "realm1", "celery.my_app.tasks.add", 2, 3)
+        call = call_when_ready(self._reactor, port, "realm1", "celery.my_app.tasks.add", 2, 3)
         first: Deferred[object] = ensureDeferred(call)
         first.addTimeout(_PATIENCE, self._reactor)
         first.addCallbacks(_announce, self._explain, callbackArgs=(port, began))
         first.addErrback(self.stop)
 
     def stop(self, failure: Failure | None = None) -> None:
-        """Let `watch` return. The first failure counts."""
+        """Make `watch` return, or raise the first failure."""
         if not self._stopped:
             self._stopped = True
             self.failure = failure
@@ -72,10 +72,12 @@ class _Running:
     def _look(self) -> None:
         for child in self._children:
             if child.status is not None:
-                raise DemoError(f"the {child.name} ended by itself (status {child.status}):\n{child.tail()}")
+                raise DemoError(
+                    f"the {child.name} ended unexpectedly (status {child.status}):\n{child.tail()}"
+                )
 
     def _explain(self, failure: Failure) -> None:
-        logs = "\n\n".join(f"The {child.name} printed last:\n{child.tail()}" for child in self._children)
+        logs = "\n\n".join(f"Last output of the {child.name}:\n{child.tail()}" for child in self._children)
         raise DemoError(f"the first call failed: {failure.value!r}\n\n{logs}") from failure.value
 
 

@@ -25,7 +25,7 @@ class _Wanted(BaseException):
 
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         super().__init__()
-        self.arguments = args, kwargs
+        self.step_args, self.step_kwargs = args, kwargs
 
 
 class Replay:
@@ -48,16 +48,16 @@ class Replay:
             return outcome
         raise _Wanted(args, kwargs)
 
-    def start(self, function: Callable[[], T]) -> T | Deferred[T]:
+    def start(self, function: Callable[..., T], *args: Any) -> T | Deferred[T]:
         """Run a function that calls `step` any number of times.
 
         :return: what the function returns; a Deferred, as of `run`, if it has reached a step
         :raises Exception: as the Deferred of `run` fails
         """
         try:
-            return self._attempt(function, ())
+            return self._attempt(function, args, ())
         except _Wanted as wanted:
-            return Deferred.fromCoroutine(self._go_on(function, wanted))
+            return Deferred.fromCoroutine(self._go_on(function, args, wanted))
 
     def run(self, function: Callable[[], T]) -> Deferred[T]:
         """Run a function that calls `step` any number of times.
@@ -68,24 +68,23 @@ class Replay:
         """
         return maybeDeferred(self.start, function)  # type: ignore[call-overload, no-any-return]  # it takes either
 
-    async def _go_on(self, function: Callable[[], T], wanted: _Wanted) -> T:
+    async def _go_on(self, function: Callable[..., T], args: tuple[Any, ...], wanted: _Wanted) -> T:
         outcomes: list[Any] = []
         while True:
-            args, kwargs = wanted.arguments
             try:
-                outcomes.append(await self._step(*args, **kwargs))
+                outcomes.append(await self._step(*wanted.step_args, **wanted.step_kwargs))
             except Exception as error:
                 # The code may handle it.
                 outcomes.append(_Raised(error))
             try:
-                return self._attempt(function, outcomes)
+                return self._attempt(function, args, outcomes)
             except _Wanted as further:
                 wanted = further
 
-    def _attempt(self, function: Callable[[], T], outcomes: Sequence[Any]) -> T:
+    def _attempt(self, function: Callable[..., T], args: tuple[Any, ...], outcomes: Sequence[Any]) -> T:
         before, self._known = self._known, iter(outcomes)
         try:
-            return function()
+            return function(*args)
         except TwistedCeleryError:
             raise
         except Exception as error:

@@ -1,5 +1,5 @@
-"""What carries messages to the broker, and states and results back.
+"""Carries messages to the broker, and states and results back.
 
-`interface` says what the client needs; `choose` decides which of the implementations serves an
-application: `amqp`, native, or `threads`, for everything else.
+`interface` defines a `Transport`, and `registry` finds the ones that serve an application: `amqp` and
+`redis`, which are native, or `threads`, for everything else. `binding` holds a client's transport.
 """

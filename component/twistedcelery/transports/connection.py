@@ -59,7 +59,7 @@ class State(Enum):
 
 
 class Event(Enum):
-    """What moves it."""
+    """Moves a connection from one state to another."""
 
     START = auto()
     OPENED = auto()

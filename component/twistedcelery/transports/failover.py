@@ -1,4 +1,4 @@
-"""Failover lists, as kombu reads them."""
+"""Turns kombu connections to the next broker of a failover list."""
 
 from __future__ import annotations
 

@@ -36,8 +36,7 @@ from twistedcelery.transports.interface import (
     SubscriptionUser,
     Transport,
 )
-from twistedcelery.transports.publication import Publication
-from twistedcelery.transports.queued import QueuedPublisher
+from twistedcelery.transports.publishing import Publication, QueuedPublisher
 from twistedcelery.transports.store import BackendStore
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""The result half where the application has no result backend."""
+"""Takes the place of a result source where the application has no result backend."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TLS for clients, from the files that Celery's settings name."""
+"""Makes TLS options for clients from the files that Celery's settings name."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def client_tls(
     verify: bool = True,
     check_hostname: bool = True,
 ) -> Any:
-    """What `twisted.internet.endpoints.wrapClientTLS` needs.
+    """Options for `twisted.internet.endpoints.wrapClientTLS`.
 
     :param host: the name that the server's certificate must have
     :param setting: which of Celery's settings names the files, for errors

@@ -1,12 +1,13 @@
-"""A Celery application's tasks on a WAMP router. The only part of the package that imports Autobahn.
+"""Serves a Celery application's tasks on a WAMP router. Only this folder imports Autobahn.
 
-A newcomer reads `session` first, then `bridge`, which wires the rest::
+Read `session` first, then `bridge`, which wires the rest. Folders import each other from left to right
+only, and the modules that all of them share are below::
 
-    session ─ bridge ─┬─ calls ─ in_flight ─ followed ─ topics
-                      ├─ api ─ known_tasks   neighbours   stored   values
-                      ├─ operator_api ─ worker_commands
-                      ├─ discovery ─ announced
-                      └─ exposed   procedures   config   errors   uris
+    process ─► session ─► bridge ─┬─► callers ─► tasks ─► events
+                             │    ├─► operators
+                             └────┴─► router
+
+    invocation   context   interfaces   errors   config   options   event_kinds   task_ids   uris   values
 """
 
 from twistedcelery.wamp.session import CeleryBridge

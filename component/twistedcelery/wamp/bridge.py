@@ -1,8 +1,7 @@
-"""The process-wide half of the bridge: what outlives a WAMP session.
+"""Wires the parts of a bridge, and keeps what outlives a WAMP session.
 
-Autobahn makes a new session object at each reconnect. The connection to the broker, the tasks in
-flight and the statistics belong to no session, so they are here, and each session looks its bridge
-up by its configuration.
+Autobahn makes a new session at each reconnect. The connection to the broker, the tasks in flight and
+the statistics stay. Each session finds its bridge by the realm and the configuration.
 """
 
 from __future__ import annotations
@@ -20,45 +19,36 @@ from twisted.logger import Logger
 from twistedcelery import TwistedCelery
 from twistedcelery.wamp.callers.api import CallerApi
 from twistedcelery.wamp.callers.known_tasks import KnownTasks
-from twistedcelery.wamp.callers.neighbours import Neighbours
+from twistedcelery.wamp.callers.peers import PeerBridges
 from twistedcelery.wamp.config import Configuration
 from twistedcelery.wamp.context import Context
 from twistedcelery.wamp.errors import CallErrors
 from twistedcelery.wamp.events.feed import EventFeed, needs_leader
-from twistedcelery.wamp.events.stories import Stories
-from twistedcelery.wamp.events.topics import EventPublisher, PublishingSession
-from twistedcelery.wamp.leadership import Leadership, ProvidingSession
-from twistedcelery.wamp.presence import describe_process
-from twistedcelery.wamp.procedures import Procedures
+from twistedcelery.wamp.events.merge import EventMergers
+from twistedcelery.wamp.events.topics import EventPublisher
+from twistedcelery.wamp.operators.api import OperatorApi
+from twistedcelery.wamp.router.bridge_topics import describe_process
+from twistedcelery.wamp.router.leadership import Leadership
+from twistedcelery.wamp.router.registrations import Procedures
+from twistedcelery.wamp.task_ids import TaskIds
 from twistedcelery.wamp.tasks.calls import TaskCalls
+from twistedcelery.wamp.tasks.discovery import Discovery
 from twistedcelery.wamp.tasks.exposed import ExposedTask, ExposedTasks, load_application
 from twistedcelery.wamp.tasks.in_flight import InFlight
-from twistedcelery.wamp.tasks.task_ids import TaskIds
-from twistedcelery.wamp.triggers import SubscribingSession, Triggers, check_triggers
+from twistedcelery.wamp.tasks.triggers import Triggers, check_triggers
 from twistedcelery.wamp.uris import Uris
-from twistedcelery.wamp.workers.discovery import Discovery
-from twistedcelery.wamp.workers.operator_api import OperatorApi
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from typing import Protocol
 
     from celery import Celery
     from twisted.python.failure import Failure
 
-    class WampSession(PublishingSession, ProvidingSession, SubscribingSession, Protocol):
-        """What a bridge needs of its session."""
-
-        def leave(self) -> Deferred[None]:
-            """Let the calls in flight end, then leave; fires once it is gone. Never fails."""
-
-        def call(self, procedure: str, *args: Any, **kwargs: Any) -> Deferred[Any]:
-            """As `autobahn.wamp.interfaces.ICaller.call`."""
-
+    from twistedcelery.wamp.interfaces import WampSession
 
 __all__ = ["Bridge", "bridge_for", "check"]
 
-#: Seconds that the process waits at its end for the client to take leave of the broker.
+#: Seconds for the client to disconnect from the broker when the process ends.
 STOP_TIMEOUT = 5.0
 
 _log = Logger()
@@ -67,12 +57,11 @@ _log = Logger()
 class Bridge:
     """One Celery application on one realm.
 
-    :param reactor: for the time, and for the end of the process
     :param client: makes the calls; the bridge disconnects it when it stops
     :param wall_clock: seconds since the epoch, for the events
-    :param realm: where the sessions are
-    :raise ConfigurationError: where a trigger does not fit the application
-    :ivar procedures: what answers each procedure, by its URI
+    :param realm: the sessions' realm
+    :raise ConfigurationError: if a trigger does not fit the application
+    :ivar procedures: the handler of each procedure, by its URI
     """
 
     def __init__(
@@ -92,67 +81,61 @@ class Bridge:
         self._client = client
         self._session: WampSession | None = None
         self._events = EventPublisher(config, self.uris)
-        context = Context(
-            config,
-            reactor,
-            wall_clock,
-            self.errors,
-            self._events,
-            Stories(reactor, self._events.publish),
-            TaskIds(realm, config.prefix),
-        )
-        self._in_flight = InFlight(client, context)
+        ids = TaskIds(realm, config.prefix)
+        context = Context(config, reactor, wall_clock, self.uris, self.errors, ids)
+        mergers = EventMergers(reactor, wall_clock, self._events.publish)
+        self._in_flight = InFlight(client, context, mergers)
         self._tasks = ExposedTasks(app, config, self.uris, self._task_changed)
         self._calls = TaskCalls(context, self._tasks, self._in_flight, self._is_gone)
         self._discovery = None
         if config.discover != "app":
             self._discovery = Discovery(client, reactor, self._tasks.announced)
-        self._triggers = Triggers(context, self._tasks, self._in_flight, self.uris)
-        self._feed = EventFeed(client, context, self.uris)
-        self._leadership: Leadership[WampSession] = Leadership(
+        self._triggers = Triggers(context, self._tasks, self._in_flight)
+        self._feed = EventFeed(client, context, self._events, mergers)
+        self._leadership = Leadership(
             self.uris.admin("leader"),
             lambda _: describe_process(),
             reactor,
             self._elected,
-            self._feed.follow_again,
+            self._feed.step_down,
         )
         known = KnownTasks(context, self._in_flight)
-        neighbours = Neighbours(client, context, self.uris, known, lambda: self._session)
-        api = CallerApi(client, context, self._tasks, self._in_flight, known, neighbours, self._describe)
-        admin = OperatorApi(app, client, context, self.uris)
+        peers = PeerBridges(client, context, known, lambda: self._session)
+        api = CallerApi(client, context, self._tasks, self._in_flight, known, peers, self._describe)
+        admin = OperatorApi(app, client, context)
         self.procedures = Procedures(
             {
                 **{self.uris.api(name): handler for name, handler in api.handlers().items()},
                 **{self.uris.admin(name): handler for name, handler in admin.handlers().items()},
-                neighbours.uri: neighbours.answer,
+                peers.uri: peers.answer,
             }
         )
         for task in self._tasks.values():
             self._task_changed(task, True)
 
     def attach(self, session: WampSession) -> None:
-        """A session has joined the realm and has registered the procedures."""
+        """Use a session that has joined the realm and registered the procedures."""
         self._session = session
         self._events.attach(session)
-        self._feed.follow()
+        self._feed.start()
         if needs_leader(self.config):
             self._leadership.attach(session)
         if self._discovery is not None:
             self._discovery.start()
 
     def detach(self, session: WampSession) -> None:
-        """A session is gone. The calls in flight go on."""
+        """A session has ended. The tasks in flight go on."""
         self._events.detach(session)
         self._leadership.detach(session)
         if self._session is session:
             self._session = None
 
-    def withdraw(self, session: WampSession) -> None:
-        """A session is about to leave: it is good for publishing still, and for nothing new."""
+    def drain(self, session: WampSession) -> None:
+        """A session is about to leave. Until then it only publishes."""
         self._leadership.detach(session)
 
     def stop(self) -> Deferred[None]:
-        """Let the session leave, then disconnect from the broker; a later session gets a new bridge.
+        """Let the session leave, then disconnect from the broker. A later session gets a new bridge.
 
         :return: fires within `STOP_TIMEOUT` of the session's end, whatever the broker does
         """
@@ -190,18 +173,19 @@ class Bridge:
             self.procedures.discard(task.uri)
         elif exposed:
             _log.info(
-                "task {name!r:.255} has no procedure of its own, since its name makes no URI: {reason}",
+                "the task {name!r:.255} has no procedure, since its name makes no URI: {reason}. "
+                "Call it with celery_api.submit.",
                 name=task.name,
                 reason=task.reason,
             )
 
     def _is_gone(self, session_id: int | None) -> Deferred[bool]:
-        """Whether a caller has left, as far as the router tells."""
+        """Whether a caller has left, as far as the router knows."""
         if session_id is None or self._session is None or not self._session.is_attached():
             return succeed(True)
 
-        # "no_such_session" says that it left. Where the bridge may not ask, or has lost its session
-        # meanwhile, nobody can tell: the configuration wants tasks kept, so they are.
+        # "no_such_session" means that it left. Where the bridge may not ask, or loses its session
+        # meanwhile, it is not known; then the task is kept, as configured.
         asked = self._session.call("wamp.session.get", session_id)
         return asked.addCallbacks(lambda _: False, lambda _: True)
 
@@ -210,12 +194,12 @@ def _installed_version() -> str | None:
     try:
         return version("twistedcelery")
     except PackageNotFoundError:
-        # Run from its source.
+        # It runs from its source.
         return None
 
 
 def check(extra: Mapping[str, Any] | None) -> None:
-    """Check a configuration, and the application it names, without starting anything.
+    """Check a configuration and its application, without starting anything.
 
     :param extra: as `Configuration.parse` takes it
     :raise ConfigurationError: says what is wrong
@@ -229,10 +213,10 @@ _bridges: dict[tuple[str, str, int], Bridge] = {}
 
 
 def bridge_for(realm: str, extra: Mapping[str, Any] | None, reactor: Any) -> Bridge:
-    """The bridge for a realm and a configuration; it is made at the first call.
+    """Return the bridge for a realm and a configuration. The first call makes it.
 
     :param extra: the component's configuration, as `Configuration.parse` takes it
-    :raise ConfigurationError: where the configuration, or the application it names, is wrong
+    :raise ConfigurationError: if the configuration, or its application, is wrong
     """
     config = Configuration.parse(extra)
     key = (realm, json.dumps([config.app, extra], sort_keys=True, default=repr), id(reactor))

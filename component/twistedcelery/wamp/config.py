@@ -1,37 +1,25 @@
-"""The bridge's configuration: what users write under ``extra``, checked before anything starts."""
+"""Parses and checks the bridge's configuration: the ``extra`` object of the component."""
 
 from __future__ import annotations
 
 import difflib
 import math
 import os
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any, NoReturn
 
 from twistedcelery.errors import ConfigurationError
-from twistedcelery.wamp.tasks.options import DEFAULT_OPTIONS, KNOWN_OPTIONS
-from twistedcelery.wamp.trigger import Trigger, parse_triggers
-from twistedcelery.wamp.uris import why_not_a_uri
+from twistedcelery.wamp.event_kinds import EVENT_KINDS
+from twistedcelery.wamp.options import DEFAULT_OPTIONS, KNOWN_OPTIONS, OptionError, parse_options
+from twistedcelery.wamp.uris import why_not_a_pattern, why_not_a_uri
+from twistedcelery.wamp.values import Unencodable, normalise
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+__all__ = ["Configuration", "Trigger", "refuse_trigger"]
 
-__all__ = ["DEFAULT_EVENTS", "EVENTS", "Configuration"]
-
-#: Every event of a task, in the order of its life.
-EVENTS = (
-    "sent",
-    "received",
-    "started",
-    "progress",
-    "retried",
-    "succeeded",
-    "failed",
-    "revoked",
-    "rejected",
-)
-
-DEFAULT_EVENTS = frozenset({"progress", "succeeded", "failed", "revoked", "retried"})
+_EVENTS = tuple(EVENT_KINDS)
+_DEFAULT_EVENTS = frozenset(kind.name for kind in EVENT_KINDS.values() if kind.is_default)
 
 #: What Crossbar adds to ``extra`` on its own.
 _ADDED_BY_CROSSBAR = frozenset({"cbdir"})
@@ -39,31 +27,53 @@ _ADDED_BY_CROSSBAR = frozenset({"cbdir"})
 #: Celery's own variable; with ``CELERY_RESULT_BACKEND`` it is all that an application without tasks needs.
 _BROKER_URL = "CELERY_BROKER_URL"
 
-#: Prefixes that a router keeps for itself.
+#: Prefixes that routers reserve.
 _RESERVED_PREFIXES = ("wamp", "crossbar")
+
+_TRIGGER_KEYS = ("topic", "match", "task", "options")
+_MATCHES = ("exact", "prefix", "wildcard")
+
+
+@dataclass(frozen=True, slots=True)
+class Trigger:
+    """An event on ``topic`` submits ``task``.
+
+    :ivar topic: a topic, or a pattern of topics
+    :ivar match: how ``topic`` matches: WAMP's ``"exact"``, ``"prefix"`` or ``"wildcard"``
+    :ivar task: the name of an exposed task
+    :ivar options: keywords of ``send_task``
+    """
+
+    topic: str
+    task: str
+    match: str = "exact"
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"{self.task!r} on {self.topic!r} ({self.match})"
 
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """One bridge's settings; CONTRACT section 4 lists them for users.
+    """One bridge's settings. ``docs/bridge.md`` describes them for users.
 
-    :ivar app: the Celery application, as ``celery -A`` takes it; ``None``: no more than the URLs in the
-        environment, with ``discover`` at ``"workers"``
+    :ivar app: the Celery application, as ``celery -A`` takes it; ``None``, with ``discover`` at
+        ``"workers"``: one that has only the URLs in the environment
     :ivar prefix: the URI prefix of tasks and topics
     :ivar include: glob patterns of the task names to expose
-    :ivar exclude: glob patterns of those among them not to expose
+    :ivar exclude: glob patterns of the task names not to expose, although ``include`` matches
     :ivar discover: where the task names come from; ``"app"``: what the application has registered;
         ``"workers"``: what running workers announce; ``"both"``
     :ivar invoke: WAMP's registration policy
-    :ivar max_in_flight: tasks followed at once
-    :ivar max_in_flight_per_caller: tasks of one WAMP session followed at once; ``None``: no limit of its own
-    :ivar drain_timeout: seconds that calls in flight get to end when the bridge stops
+    :ivar max_in_flight: tasks in flight at once
+    :ivar max_in_flight_per_caller: tasks of one WAMP session in flight at once; ``None``: no limit
+    :ivar drain_timeout: seconds for the calls in flight to end when the bridge stops
     :ivar publish_timeout: seconds for the broker to take a task
     :ivar call_timeout: seconds a call may wait for its result; ``None``: for ever
-    :ivar on_caller_gone: ``"revoke"`` or ``"keep"`` the task of a caller who left or gave up
+    :ivar on_caller_gone: whether to ``"revoke"`` or to ``"keep"`` the task of a caller who has left
     :ivar terminate: whether revoking kills the process that runs the task
     :ivar events: the events to publish
-    :ivar foreign_events: whether events of tasks that no bridge has sent are published
+    :ivar foreign_events: whether events of tasks that no bridge sent are published
     :ivar worker_events: whether ``celery_admin.worker.*`` are published
     :ivar enable_events: whether workers are asked to send events of tasks
     :ivar publish_arguments: whether events carry the task's arguments
@@ -88,7 +98,7 @@ class Configuration:
     call_timeout: float | None = None
     on_caller_gone: str = "revoke"
     terminate: bool = False
-    events: frozenset[str] = DEFAULT_EVENTS
+    events: frozenset[str] = _DEFAULT_EVENTS
     foreign_events: bool = True
     worker_events: bool = True
     enable_events: bool = False
@@ -102,11 +112,11 @@ class Configuration:
 
     @classmethod
     def parse(cls, extra: Mapping[str, Any] | None, environ: Mapping[str, str] = os.environ) -> Configuration:
-        """Check what a user wrote.
+        """Parse and check a configuration.
 
         :param extra: the ``extra`` object of the component
         :param environ: gives ``TWISTEDCELERY_APP`` where ``extra`` has no ``app``, or ``CELERY_BROKER_URL``
-        :raise ConfigurationError: names the key, what was found, and what is accepted
+        :raise ConfigurationError: names the key, what was found and what is accepted
         """
         given = {key: value for key, value in (extra or {}).items() if key not in _ADDED_BY_CROSSBAR}
         if "app" not in given and environ.get("TWISTEDCELERY_APP"):
@@ -122,9 +132,22 @@ class Configuration:
                 _refuse_key(key)
         return cls(**{key: _CHECKS[key](key, value) for key, value in given.items()})
 
+    def exposes(self, name: str) -> bool:
+        """Whether ``include`` and ``exclude`` leave a task of this name, and WAMP can carry the name."""
+        try:
+            normalise(name)
+        except Unencodable:
+            # `celery_api.tasks` could not list any task because of this one.
+            return False
+        return _matches(name, self.include) and not _matches(name, self.exclude)
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
 
 def _refuse_key(key: object) -> NoReturn:
-    # Its value is not shown: it may be a secret that somebody hoped would work here.
+    # Its value is not shown: it may be a secret under a wrong name.
     close = difflib.get_close_matches(str(key), _CHECKS, n=1)
     hint = f"did you mean {close[0]!r}?" if close else f"accepted are: {', '.join(_CHECKS)}"
     raise ConfigurationError(f"unknown configuration key {key!r:.80}; {hint}")
@@ -186,12 +209,12 @@ def _one_of(*accepted: str) -> Callable[[str, Any], str]:
 
 def _events(key: str, value: Any) -> frozenset[str]:
     if isinstance(value, bool):
-        return frozenset(EVENTS) if value else frozenset()
+        return frozenset(_EVENTS) if value else frozenset()
     if not isinstance(value, list | tuple):
-        _refuse(key, value, f"true, false, or a list of: {', '.join(EVENTS)}")
+        _refuse(key, value, f"true, false, or a list of: {', '.join(_EVENTS)}")
     for event in value:
-        if event not in EVENTS:
-            _refuse(key, event, f"one of {', '.join(EVENTS)}{_hint(event, EVENTS)}")
+        if event not in _EVENTS:
+            _refuse(key, event, f"one of {', '.join(_EVENTS)}{_hint(event, _EVENTS)}")
     return frozenset(value)
 
 
@@ -202,6 +225,41 @@ def _option_names(key: str, value: Any) -> frozenset[str]:
         if not isinstance(name, str) or name not in KNOWN_OPTIONS:
             _refuse(key, name, f"one of {', '.join(KNOWN_OPTIONS)}{_hint(name, KNOWN_OPTIONS)}")
     return frozenset(value)
+
+
+def _triggers(key: str, value: Any) -> tuple[Trigger, ...]:
+    """Check triggers, as far as that does not depend on the application."""
+    if not isinstance(value, list | tuple):
+        _refuse(key, value, f"a list of objects with the keys {', '.join(_TRIGGER_KEYS)}")
+    return tuple(_parse_trigger(number, one) for number, one in enumerate(value))
+
+
+def _parse_trigger(number: int, found: Any) -> Trigger:
+    if not isinstance(found, Mapping):
+        refuse_trigger(number, None, found, f"an object with the keys {', '.join(_TRIGGER_KEYS)}")
+    for key in found:
+        if key not in _TRIGGER_KEYS:
+            refuse_trigger(number, None, key, f"only the keys {', '.join(_TRIGGER_KEYS)}")
+    for key in ("topic", "task"):
+        if not isinstance(found.get(key), str) or not found[key]:
+            refuse_trigger(number, key, found.get(key), "text that is not empty")
+    match = found.get("match", "exact")
+    if match not in _MATCHES:
+        refuse_trigger(number, "match", match, f"one of {', '.join(map(repr, _MATCHES))}")
+    reason = why_not_a_pattern(found["topic"], match)
+    if reason is not None:
+        refuse_trigger(number, "topic", found["topic"], f"a WAMP topic for the match {match!r}; {reason}")
+    try:
+        options = parse_options(found.get("options"), KNOWN_OPTIONS)
+    except OptionError as error:
+        refuse_trigger(number, "options", found["options"], f"an object of Celery's options; {error}")
+    return Trigger(found["topic"], found["task"], match, options)
+
+
+def refuse_trigger(number: int, key: str | None, found: object, accepted: str) -> NoReturn:
+    """Raise the `ConfigurationError` that names the trigger, what was found and what is accepted."""
+    where = f"triggers[{number}]" + (f".{key}" if key else "")
+    raise ConfigurationError(f"configuration key {where!r}: found {found!r:.80}, accepted is {accepted}")
 
 
 def _hint(found: object, accepted: tuple[str, ...] | Mapping[str, Any]) -> str:
@@ -233,5 +291,5 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "event_audience": _one_of("all", "caller"),
     "task_access": _one_of("all", "caller"),
     "allow_options": _option_names,
-    "triggers": lambda _, value: parse_triggers(value),
+    "triggers": _triggers,
 }

@@ -2,37 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from twistedcelery.wamp.config import Configuration
-    from twistedcelery.wamp.errors import CallErrors
-    from twistedcelery.wamp.events.stories import Stories
-    from twistedcelery.wamp.events.topics import EventPublisher
-    from twistedcelery.wamp.tasks.task_ids import TaskIds
+from twistedcelery.wamp.config import Configuration
+from twistedcelery.wamp.errors import CallErrors
+from twistedcelery.wamp.task_ids import TaskIds
+from twistedcelery.wamp.uris import Uris
 
 __all__ = ["Context"]
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """Handed to whoever calls, follows and publishes.
+    """One bridge's settings, clocks and names.
 
     :ivar clock: for timeouts and durations: a reactor, or `twisted.internet.task.Clock`
     :ivar wall_clock: seconds since the epoch, for events
-    :ivar errors: makes what callers see
-    :ivar events: publishes what happens
-    :ivar stories: tells what happens to the bridge's tasks
+    :ivar uris: the URIs below the bridge's prefix
+    :ivar errors: makes the errors that callers see
     :ivar ids: makes the ids of the bridge's tasks
     """
 
     config: Configuration
     clock: Any
     wall_clock: Callable[[], float]
+    uris: Uris
     errors: CallErrors
-    events: EventPublisher
-    stories: Stories
     ids: TaskIds

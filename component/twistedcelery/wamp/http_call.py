@@ -1,8 +1,8 @@
-"""The node's ``/call``: a signed HTTP POST becomes a WAMP call.
+"""Serves the node's ``/call``: a signed HTTP POST becomes a WAMP call.
 
-Crossbar's web service ``caller`` does it all, except that it takes its secret from ``config.json``
-and never from the environment, and that it leaves the request open when the result holds bytes.
-So the node puts the same service together from two parts, which share the router's process:
+Crossbar's own web service ``caller`` takes its secret from ``config.json`` only, not from the
+environment, and never ends a request whose result contains bytes. So the node builds the same service
+from two parts, which share the router's process:
 
 `HttpCaller`
     the session that calls: a router component, whose role in ``config.json`` says what it may call
@@ -10,7 +10,7 @@ So the node puts the same service together from two parts, which share the route
 `resource`
     Crossbar's own web resource on top of that session
 
-How to sign a request is Crossbar's: see "HTTP Bridge, Caller" in its documentation.
+Requests are signed as for Crossbar's: see "HTTP Bridge, Caller" in its documentation.
 """
 
 from __future__ import annotations
@@ -38,24 +38,23 @@ VARIABLE = "TWISTEDCELERY_CALL_SECRET"
 #: Bytes of a request, at most. Crossbar accepts no larger limit.
 _BODY_LIMIT = 1024 * 1024
 
-#: Seconds that the clocks of caller and node may differ; a request is good for as long.
+#: Seconds that the clocks of caller and node may differ. A signature stays valid for as long.
 _CLOCK_TOLERANCE = 300
 
 
 class HttpCaller(ApplicationSession):
     """Calls procedures for ``/call``.
 
-    It starts before the router listens, and stops the node from starting with a secret missing:
-    Crossbar itself takes an unset or empty variable for a ticket without complaint, and an empty
-    ticket is one that anybody can present.
+    It starts before the router listens, and keeps the node from starting without a secret: Crossbar
+    itself accepts an unset or empty variable as a ticket, and anybody can present an empty ticket.
 
     :cvar current: the process's session, once it has joined
     :param config: ``extra["secrets"]`` names the environment variables that must hold a secret
-    :raise ConfigurationError: where one of them does not
+    :raise ConfigurationError: if one of them does not
     """
 
-    # Crossbar gives a web resource nothing but its ``extra``, so that `resource` finds the session here.
-    # Crossbar starts a router's components before its transports.
+    # Crossbar passes only ``extra`` to a web resource, so `resource` finds the session here. Crossbar starts
+    # a router's components before its transports.
     current: ClassVar[HttpCaller | None] = None
 
     def __init__(self, config: ComponentConfig) -> None:
@@ -78,9 +77,9 @@ class HttpCaller(ApplicationSession):
 
 
 def resource(extra: dict[str, Any]) -> CallerResource:
-    """The web resource of ``/call``. Called by Crossbar.
+    """Make the web resource of ``/call``. Called by Crossbar.
 
-    :param extra: nothing that this resource reads
+    :param extra: not used
     :raise ConfigurationError: if the node has no `HttpCaller`, or no secret is set
     """
     session = HttpCaller.current
@@ -108,7 +107,7 @@ def secret(variable: str) -> str:
 
 
 def _for_json(value: Any) -> Any:
-    """The value with bytes as WAMP writes them in JSON: base64 behind a NUL."""
+    """The value, with bytes as WAMP encodes them in JSON: base64 after a NUL."""
     return json.loads(json.dumps(value, default=_bytes_as_text))
 
 

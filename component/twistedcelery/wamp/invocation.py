@@ -1,32 +1,34 @@
-"""One WAMP call that has reached the bridge, from its arguments to its only answer."""
+"""One WAMP call that has reached the bridge, from its arguments to its answer."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from autobahn.exception import PayloadExceededError
 from autobahn.wamp.exception import ApplicationError, SerializationError, TransportLost
 from autobahn.wamp.message import Interrupt
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
-from twistedcelery.wamp.tasks.options import CALLER_HEADERS
+from twistedcelery._deferreds import Waiters, settle
+from twistedcelery.wamp.options import CALLER_HEADERS
 from twistedcelery.wamp.values import Unencodable, normalise
 
 if TYPE_CHECKING:
     from autobahn.wamp.types import CallDetails
-    from twisted.python.failure import Failure
 
     from twistedcelery.wamp.errors import CallErrors
+    from twistedcelery.wamp.interfaces import WampSession
 
-__all__ = ["DETAILS", "KEYWORDS", "Caller", "Handler", "Invocation", "OpenInvocations", "SessionView"]
+__all__ = ["DETAILS", "KEYWORDS", "Caller", "Handler", "Invocation", "OpenInvocations"]
 
-#: The keyword under which Autobahn hands over the call's details.
+#: The keyword in which Autobahn passes a call's details.
 DETAILS = "details"
 
-#: The keyword under which the session hands over all keywords of the caller, whatever their names.
+#: The keyword in which the session passes all of the caller's keywords, whatever their names.
 KEYWORDS = "keywords"
 
 _log = Logger()
@@ -34,19 +36,19 @@ _log = Logger()
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who called. All are ``None`` unless the router discloses its callers.
+    """Who called. Everything is ``None`` unless the router discloses its callers.
 
     :ivar session: the WAMP session id
+    :ivar topic: the topic of the event, of a task that a trigger submits
     """
 
     session: int | None = None
     authid: str | None = None
     authrole: str | None = None
-    #: The topic of the event, where it was no call but a trigger's event.
     topic: str | None = None
 
     def headers(self) -> dict[str, Any]:
-        """What the task is told, as headers of its message."""
+        """The message headers from which the task learns who called."""
         known = (
             ("session", self.session),
             ("authid", self.authid),
@@ -56,24 +58,13 @@ class Caller:
         return {f"{CALLER_HEADERS}{name}": value for name, value in known if value is not None}
 
     def is_same(self, other: Caller) -> bool:
-        """Whether both are one and the same. Who is not disclosed is the same as nobody.
+        """Whether both are the same caller. An undisclosed caller never matches.
 
-        An ``authid`` outlives a session; one that is not authenticated is the router's, for one session.
+        An ``authid`` outlives a session. The router gives an anonymous session one of its own.
         """
         if self.session is not None and self.session == other.session:
             return True
         return self.authid is not None and (self.authid, self.authrole) == (other.authid, other.authrole)
-
-
-class SessionView(Protocol):
-    """What an invocation needs to know of the WAMP session it came over."""
-
-    @property
-    def max_size(self) -> int:
-        """Bytes that one value may take on the way to the router."""
-
-    def is_attached(self) -> bool:
-        """Whether the session can send now."""
 
 
 class Invocation:
@@ -81,25 +72,21 @@ class Invocation:
 
     :ivar args: positional arguments, as they came
     :ivar kwargs: keyword arguments, as they came
-    :ivar caller: who called
-    :ivar on_interrupt: to be set by a handler that has something to stop: called once, with
-        ``True`` where the caller surely is still there, when the call is cancelled or its caller leaves
+    :ivar task_id: the id of the task that the handler sent, for errors
+    :ivar on_interrupt: set by a handler that has something to stop. It is called once, when the call is
+        cancelled or its caller leaves: with ``True`` if the caller is certainly still there
     """
 
     def __init__(
-        self, args: Sequence[Any], kwargs: Mapping[str, Any], details: CallDetails, session: SessionView
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], details: CallDetails, session: WampSession
     ) -> None:
         self.args = args
         self.kwargs = kwargs
         self.caller = Caller(details.caller, details.caller_authid, details.caller_authrole)
+        self.task_id: str | None = None
         self.on_interrupt: Callable[[bool], None] | None = None
         self._session = session
         self._send_progress: Callable[..., None] | None = details.progress
-
-    @property
-    def max_size(self) -> int:
-        """Bytes that the answer may take."""
-        return self._session.max_size
 
     @property
     def wants_progress(self) -> bool:
@@ -107,7 +94,7 @@ class Invocation:
         return self._send_progress is not None
 
     def progress(self, state: str, meta: Any) -> None:
-        """Send a progressive result, ``(state, meta)``. Does nothing where nobody asked for it."""
+        """Send a progressive result, ``(state, meta)``, if the caller asked for it."""
         if self._send_progress is None or not self._session.is_attached():
             return
         try:
@@ -115,40 +102,40 @@ class Invocation:
         except Unencodable as unencodable:
             _log.warn("a progressive result cannot be sent: {reason}", reason=str(unencodable))
         except (PayloadExceededError, SerializationError, TransportLost) as error:
-            # The final result tells the caller more than any of these; there is nobody else to tell.
+            # The caller still gets the final result.
             _log.debug("a progressive result was lost: {error}", error=error)
 
     def end(self) -> None:
-        """Nothing progressive follows."""
+        """Send no more progressive results."""
         self._send_progress = None
 
 
-#: What answers an invocation: with a value, which is normalised, or by failing with an `ApplicationError`.
+#: Answers an invocation: with a value, or by failing with an `ApplicationError`. The value is normalised
+#: by `OpenInvocations`.
 Handler = Callable[[Invocation], Any]
 
 
 class OpenInvocations:
     """The invocations of one WAMP session that have no answer yet.
 
-    A result that comes after its session was lost has nobody to go to, and Autobahn raises when it
-    is asked to send an error over a lost transport. So each invocation gets a Deferred of its own,
-    which is settled here: with the answer while the session lasts, with nothing after it.
-
+    An answer may come after its session was lost, and Autobahn raises if it has to send an error over a
+    lost transport. So each invocation gets a Deferred of its own. It fires with the answer while the
+    session lasts, and with ``None`` after it.
     """
 
-    def __init__(self, errors: CallErrors, session: SessionView) -> None:
+    def __init__(self, errors: CallErrors, session: WampSession) -> None:
         self._errors = errors
         self._session = session
         self._open: set[Deferred[Any]] = set()
-        self._waiters: list[Deferred[None]] = []
-        #: How the router wants the invocation that it interrupts right now to end.
+        self._ended: Waiters[None] = Waiters()
+        #: The mode in which the router interrupts an invocation right now.
         self.interrupt_mode: str | None = None
 
     def __len__(self) -> int:
         return len(self._open)
 
     def endpoint(self, handler: Handler) -> Callable[..., Deferred[Any]]:
-        """What Autobahn is given to register."""
+        """Make the function that Autobahn registers."""
 
         def invoke(*args: Any, **kwargs: Any) -> Deferred[Any]:
             details, keywords = kwargs[DETAILS], kwargs.get(KEYWORDS, {})
@@ -157,24 +144,21 @@ class OpenInvocations:
         return invoke
 
     def ended(self) -> Deferred[None]:
-        """Fires as soon as each has its answer."""
-        waiter: Deferred[None] = Deferred()
-        self._waiters.append(waiter)
-        self._tell_waiters()
+        """Fires as soon as every invocation has its answer."""
+        waiter = self._ended.wait()
+        self._check_ended()
         return waiter
 
     def close(self) -> None:
-        """The session's transport is gone: let go of what Autobahn holds, and send nothing."""
-        waiting, self._open = self._open, set()
-        for answer in waiting:
-            answer.callback(None)
-        self._tell_waiters()
+        """Release what Autobahn holds, and send nothing: the session's transport is gone."""
+        answers, self._open = self._open, set()
+        for answer in answers:
+            settle(answer, None)
+        self._check_ended()
 
-    def _tell_waiters(self) -> None:
+    def _check_ended(self) -> None:
         if not self._open:
-            waiters, self._waiters = self._waiters, []
-            for waiter in waiters:
-                waiter.callback(None)
+            self._ended.fire(None)
 
     def _answer(self, handler: Handler, invocation: Invocation) -> Deferred[Any]:
         def interrupted(answer: Deferred[Any]) -> None:
@@ -188,39 +172,36 @@ class OpenInvocations:
                 answer.errback(self._errors.make("revoked", "the call was cancelled"))
             else:
                 answer.callback(None)
-            self._tell_waiters()
+            self._check_ended()
 
-        def settle(result: Any) -> None:
+        def ended(outcome: Any) -> None:
             invocation.end()
             if answer not in self._open or not self._session.is_attached():
-                # Nobody waits any more, or `close` lets go of it in a moment.
+                # The caller has left, or `close` is about to release it.
                 return
             self._open.discard(answer)
-            if isinstance(result, ApplicationError):
-                answer.errback(result)
-            else:
-                answer.callback(result)
-            self._tell_waiters()
+            settle(answer, outcome)
+            self._check_ended()
 
         answer: Deferred[Any] = Deferred(interrupted)
         self._open.add(answer)
         handled = maybeDeferred(handler, invocation)
-        handled.addCallback(normalise, self._session.max_size).addErrback(
-            self._as_application_error
-        ).addCallback(settle)
+        # The only place where a result is normalised.
+        handled.addCallback(normalise, self._session.max_size)
+        handled.addErrback(self._as_application_error, invocation).addBoth(ended)
         return answer
 
-    def _as_application_error(self, failure: Failure) -> ApplicationError:
+    def _as_application_error(self, failure: Failure, invocation: Invocation) -> Failure:
         error = failure.value
         if isinstance(error, ApplicationError):
-            return error
+            return failure
         if isinstance(error, CancelledError):
-            # It was interrupted, so its answer has been given.
-            return self._errors.make("revoked", "the call was cancelled")
+            # It was interrupted, and has its answer.
+            return Failure(self._errors.make("revoked", "the call was cancelled"))
         if isinstance(error, Unencodable):
-            return self._errors.make("result_unencodable", f"the result cannot be sent: {error}")
-        # A defect of the bridge: its text may hold anything, so it goes to the log alone.
+            return Failure(self._errors.unencodable(error, invocation.task_id))
+        # A defect of the bridge. Its text may contain anything, so only the log gets it.
         _log.failure("a call failed inside the bridge", failure=failure)
-        return ApplicationError(
-            "wamp.error.runtime_error", "the call failed inside the bridge; its log says why"
+        return Failure(
+            ApplicationError("wamp.error.runtime_error", "the call failed inside the bridge; see its log")
         )

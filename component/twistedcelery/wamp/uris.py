@@ -1,6 +1,6 @@
-"""Names on the Celery side to URIs on the WAMP side.
+"""Makes WAMP URIs of task names, events and ids.
 
-Everything hangs below one configurable prefix, here ``celery``::
+All URIs begin with one configurable prefix, here ``celery``::
 
     celery.<task name>             procedure: call the task
     celery.<task name>.<event>     topic: one kind of event of all runs of the task
@@ -10,7 +10,7 @@ Everything hangs below one configurable prefix, here ``celery``::
     celery.error.<name>            errors
 
 The other spaces are siblings of the prefix (``celery_task``, not ``celery.task``), so that a role
-can be granted one without the others, and so that bridges with different prefixes share a realm.
+can be granted one without the others, and bridges with different prefixes can share a realm.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from dataclasses import dataclass
 
 __all__ = ["MAX_LENGTH", "Uris", "why_not_a_pattern", "why_not_a_uri"]
 
-#: Bytes of a URI. WAMP sets no limit; each router, and each event on its topics, has to carry it.
+#: Bytes of a URI. WAMP sets no limit, but every message carries it.
 MAX_LENGTH = 1024
 
 #: WAMP's loose rules: components separated by dots, none empty, without white space and ``#``.
-#: Crossbar checks with ``re.match`` and ``$``, which lets a trailing newline through; this does not.
+#: Unlike Crossbar's check, this one refuses a trailing newline.
 _LOOSE = re.compile(r"[^\s.#]+(\.[^\s.#]+)*")
 
 
 def why_not_a_uri(text: str) -> str | None:
-    """Why ``text`` is no valid WAMP URI under the loose rules; ``None`` where it is one."""
+    """Why ``text`` is no valid WAMP URI under the loose rules; ``None`` if it is one."""
     if not text:
         return "it is empty"
     if re.search(r"\s", text):
@@ -47,7 +47,7 @@ def why_not_a_uri(text: str) -> str | None:
 
 
 def why_not_a_pattern(text: str, match: str) -> str | None:
-    """Why ``text`` is no pattern of URIs; ``None`` where it is one.
+    """Why ``text`` is no pattern of URIs; ``None`` if it is one.
 
     :param match: WAMP's: ``"exact"``; ``"prefix"``, which may end in a dot; or ``"wildcard"``, whose empty
         components stand for any
@@ -69,7 +69,7 @@ class Uris:
     prefix: str
 
     def task(self, name: str) -> str:
-        """The procedure that calls a task. Valid where `why_not_a_uri` of it says ``None``."""
+        """The procedure that calls a task. Check it with `why_not_a_uri`."""
         return f"{self.prefix}.{name}"
 
     def event(self, name: str, event: str) -> str:
@@ -77,10 +77,9 @@ class Uris:
         return f"{self.prefix}.{name}.{event}"
 
     def task_events(self, task_id: str) -> str | None:
-        """The topic of one run of a task; ``None`` for an id that fits in no URI.
+        """The topic of one run of a task; ``None`` for an id that makes no URI.
 
-        Celery writes its ids with dashes. Here they lose them, since a router that checks URIs by
-        the strict rules refuses a dash.
+        Celery writes ids with dashes. They are left out, since the strict rules for URIs forbid them.
         """
         try:
             component = uuid.UUID(task_id).hex

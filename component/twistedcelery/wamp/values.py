@@ -1,8 +1,8 @@
-r"""What may leave the bridge, in a form that JSON, MessagePack and CBOR all carry the same.
+r"""Brings values into a form that JSON, MessagePack and CBOR all carry the same.
 
-A caller does not choose how the bridge talks to the router, and the bridge does not know how the
-router talks to the caller. So a value must survive all three serialisers, or be refused before it is
-sent. `normalise` decides per type:
+A caller does not know which serialiser the bridge uses towards the router, and the bridge does not know
+which one the caller uses. So a value must survive all three, or be refused before it is sent.
+`normalise` decides per type:
 
 =============================================  ======================================================
 value                                          becomes
@@ -28,12 +28,12 @@ Refused with `Unencodable`:
 
 - NaN and the infinities: invalid JSON, which a browser cannot parse;
 - integers past 64 bits: MessagePack has none;
-- text that starts with ``\0``: WAMP's JSON uses that mark for bytes, so the peer would get bytes;
+- text that starts with ``\0``: WAMP's JSON marks bytes that way, so the peer would get bytes;
 - text with lone surrogates: there is no UTF-8 for it;
 - two keys of a mapping that become the same text;
-- more than `MAX_DEPTH` levels, which a cycle has too;
-- more than the message limit of the router: it would cost the bridge its connection;
-- every other type. What an object means to others is for the task to say.
+- more than `MAX_DEPTH` levels of nesting, and therefore cycles;
+- more than the message limit of the router, which would close the bridge's connection;
+- every other type: convert such objects in the task.
 """
 
 from __future__ import annotations
@@ -46,24 +46,27 @@ from collections import deque
 from collections.abc import Callable, Collection, Mapping
 from enum import Enum
 from json.encoder import encode_basestring
-from typing import Any
+from typing import Any, NamedTuple
 
-from twistedcelery.wamp.descriptions import describe_exception
+from celery.utils.serialization import UnpickleableExceptionWrapper
 
 __all__ = [
     "MAX_DEPTH",
     "MAX_SIZE",
+    "Normalised",
     "Unencodable",
+    "describe_exception",
     "normalise",
     "normalise_and_measure",
+    "plain_text",
 ]
 
 #: Levels of nesting. Autobahn's JSON decoder recurses in Python, twice a level, below the router's
 #: own frames: past a few hundred levels the router fails, not only the caller.
 MAX_DEPTH = 100
 
-#: Bytes a value may take in the worst of the three serialisations: Crossbar's default limit of 16 MiB,
-#: less room for the envelope.
+#: Bytes that a value may take in the longest of the three serialisations: Crossbar's default limit of
+#: 16 MiB, less the envelope.
 MAX_SIZE = 16 * 1024 * 1024 - 64 * 1024
 
 _SMALLEST_INT = -(2**63)
@@ -72,12 +75,15 @@ _LARGEST_INT = 2**64 - 1
 #: Types with one obvious text; `datetime` is a `date`.
 _TEXT_TYPES = (dt.date, dt.time, uuid.UUID, decimal.Decimal)
 
+#: Characters of an exception's message. Longer ones are cut: they are only a part of an error or event.
+_MAX_EXCEPTION_TEXT = 16 * 1024
+
 #: From this many bytes on, MessagePack and CBOR put more before a text than JSON's two quotes.
 _LONG_TEXT = 256
 
 
 class Unencodable(ValueError):
-    """A value that WAMP cannot carry. The message says where in the value, and why."""
+    """WAMP cannot carry a value. The message says which part of it, and why."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -85,30 +91,49 @@ class Unencodable(ValueError):
         self._path = ""
 
     def inside(self, key: object) -> None:
-        """Note the container that the culprit is in, from the inside out."""
+        """Add the container of the refused part to its path, from the inside out."""
         self._path = f"[{key!r:.80}]{self._path}"
 
     def __str__(self) -> str:
         return f"value{self._path} {self._reason}"
 
 
+class Normalised(NamedTuple):
+    """A value that was normalised already.
+
+    :ivar size: bytes that it takes in the longest serialisation
+    """
+
+    value: Any
+    size: int
+
+
 def normalise(value: Any, max_size: int = MAX_SIZE) -> Any:
     """The form of ``value`` that every WAMP serialiser carries the same; see the module's table.
 
-    :param max_size: bytes that the value may take in the worst of the serialisations
-    :raise Unencodable: where there is no such form
+    :param value: of one that is `Normalised`, only the size is checked
+    :param max_size: bytes that the value may take in the longest serialisation
+    :raise Unencodable: if there is no such form
     """
-    return normalise_and_measure(value, max_size)[0]
+    if not isinstance(value, Normalised):
+        return normalise_and_measure(value, max_size).value
+    if value.size > max_size:
+        raise _too_large(max_size)
+    return value.value
 
 
-def normalise_and_measure(value: Any, max_size: int = MAX_SIZE) -> tuple[Any, int]:
-    """As `normalise`, together with the bytes that the value takes in the worst serialisation."""
+def normalise_and_measure(value: Any, max_size: int = MAX_SIZE) -> Normalised:
+    """As `normalise`, with the size."""
     normaliser = _Normaliser(max_size)
-    return normaliser.value(value, 0), normaliser.size
+    return Normalised(normaliser.value(value, 0), normaliser.size)
+
+
+def _too_large(max_size: int) -> Unencodable:
+    return Unencodable(f"makes the whole take more than {max_size} bytes")
 
 
 class _Normaliser:
-    """One pass over one value, which keeps account of the bytes.
+    """One pass over one value, which counts the bytes.
 
     JSON is the longest of the three, except for short floats and for the headers of long strings.
     """
@@ -143,7 +168,7 @@ class _Normaliser:
         raise Unencodable(f"is of type {_type_name(value)}")
 
     def scalar(self, value: Any, depth: int) -> Any:
-        """What stands for a value that has one obvious form of a simpler type."""
+        """A value that has one obvious form of a simpler type."""
         return self.value(_simple(value), depth + 1)
 
     def _text(self, text: str) -> str:
@@ -208,11 +233,11 @@ class _Normaliser:
     def _spend(self, size: int) -> None:
         self._left -= size
         if self._left < 0:
-            raise Unencodable(f"makes the whole take more than {self._max_size} bytes")
+            raise _too_large(self._max_size)
 
 
-#: Values that are not exactly of JSON's own types; the first that fits decides. An `Enum` may be a
-#: number or a text as well, and subclasses of simple types lose what they add: the peer knows only the base.
+#: For values that are not exactly of JSON's own types. The first match decides: an `Enum` may be a number
+#: or a text as well. A subclass of a simple type becomes its base, the only one that the peer knows.
 _BY_KIND: tuple[tuple[Any, Callable[[_Normaliser, Any, int], Any]], ...] = (
     (Enum, _Normaliser.scalar),
     (Mapping, _Normaliser.mapping),
@@ -259,3 +284,28 @@ def _key_as_text(key: Any) -> str:
 
 def _type_name(value: object) -> str:
     return f"{type(value).__module__}.{type(value).__qualname__}"
+
+
+def describe_exception(error: BaseException) -> dict[str, str]:
+    """Return ``exc_type``, ``exc_module`` and ``exc_message``. Never raises, whatever the class does."""
+    if isinstance(error, UnpickleableExceptionWrapper):
+        # Celery wraps an exception that it cannot rebuild; the wrapper knows its class.
+        exc_type, exc_module = error.exc_cls_name, error.exc_module
+    else:
+        exc_type, exc_module = type(error).__name__, type(error).__module__
+    try:
+        message = str(error)
+    except Exception as broken:
+        # Rebuilt from a message, it may lack attributes that its __str__ needs.
+        message = f"<no message: {type(broken).__name__} in __str__>"
+    return {
+        "exc_type": plain_text(exc_type),
+        "exc_module": plain_text(exc_module),
+        "exc_message": plain_text(message),
+    }
+
+
+def plain_text(value: object) -> str:
+    """Text that every serialiser carries, cut to a bearable length."""
+    plain = str(value)[:_MAX_EXCEPTION_TEXT].encode(errors="backslashreplace").decode()
+    return "\\x00" + plain[1:] if plain.startswith("\0") else plain

@@ -6,88 +6,71 @@ import time
 
 import pytest
 import pytest_twisted
-from twisted.internet import reactor, task
-from twisted.internet.defer import DeferredList, gatherResults
+from twisted.internet.defer import gatherResults
 from twisted.internet.threads import deferToThread
 
 import twistedcelery
 from tests.support.ports import free_port
 from tests.support.taskapp import create_app
-from twistedcelery import TwistedCelery
-
-
-def outcomes(calls):
-    """Wait for all calls; values and exceptions, in order."""
-    waiting = DeferredList(list(calls), consumeErrors=True)
-    return waiting.addCallback(lambda ended: [value if ok else value.value for ok, value in ended])
-
-
-async def until(condition, seconds=30):
-    """Wait for a condition that the reactor brings about."""
-    deadline = reactor.seconds() + seconds
-    while not condition():
-        assert reactor.seconds() < deadline, "it did not come about"
-        await task.deferLater(reactor, 0.01)
+from tests.support.waiting import all_outcomes, until
 
 
 @pytest.mark.timeout(150)
 @pytest_twisted.ensureDeferred
-async def test_200_calls_survive_a_killed_broker(rabbitmq_node, worker):
+async def test_200_calls_survive_a_killed_broker(rabbitmq_node, worker, new_client):
     """RabbitMQ killed with SIGKILL and restarted: each confirmed call ends with its result."""
     url = rabbitmq_node.broker.url
     await deferToThread(worker, broker=url)
-    tx_app = TwistedCelery(create_app(url, "rpc://"))
+    tx_app = new_client(create_app(url, "rpc://"))
     assert await tx_app.send_task("taskapp.add", args=(0, 0)) == 0
     await deferToThread(rabbitmq_node.broker.sync)
     calls = [tx_app.send_task("taskapp.sleep", args=(0.02,)) for _ in range(200)]
-    published = await outcomes([call.published for call in calls])
+    published = await all_outcomes([call.published for call in calls])
     assert published == [None] * 200
     await until(lambda: tx_app.in_flight < 190)
     await deferToThread(rabbitmq_node.kill)
     assert tx_app.in_flight > 0
     await until(lambda: not tx_app.connected)
     await deferToThread(rabbitmq_node.start)
-    assert await outcomes(calls) == [0.02] * 200
+    assert await all_outcomes(calls) == [0.02] * 200
     assert await tx_app.send_task("taskapp.add", args=(1, 2)) == 3
-    await tx_app.disconnect()
 
 
 @pytest.mark.timeout(150)
 @pytest_twisted.ensureDeferred
-async def test_calls_made_around_a_killed_broker_all_end(rabbitmq_node, worker):
+async def test_calls_made_around_a_killed_broker_all_end(rabbitmq_node, worker, new_client):
     """Calls before, during and after the outage each end once: with the result, or with a named error."""
     url = rabbitmq_node.broker.url
     await deferToThread(worker, broker=url)
-    tx_app = TwistedCelery(create_app(url, "rpc://"), publish_timeout=60)
+    tx_app = new_client(create_app(url, "rpc://"), publish_timeout=60)
     assert await tx_app.send_task("taskapp.add", args=(0, 0)) == 0
     await deferToThread(rabbitmq_node.broker.sync)
     before = [tx_app.send_task("taskapp.add", args=(n, 0)) for n in range(300)]
-    await task.deferLater(reactor, 0.02)
+    await until(lambda: any(call.called for call in before), what="the first of them has ended")
     await deferToThread(rabbitmq_node.kill)
     during = [tx_app.send_task("taskapp.add", args=(n, 0)) for n in range(100)]
     await deferToThread(rabbitmq_node.start)
     after = [tx_app.send_task("taskapp.add", args=(n, 0)) for n in range(100)]
     # These were certainly not sent before the broker was back.
-    assert await outcomes(after) == list(range(100))
+    assert await all_outcomes(after) == list(range(100))
     # Of the others, some met the dying broker: the kernel took what nobody read.
     for call, n in [*zip(before, range(300), strict=True), *zip(during, range(100), strict=True)]:
-        published = (await outcomes([call.published]))[0]
+        published = (await all_outcomes([call.published]))[0]
         if published is None:
             assert await call == n
         else:
             assert isinstance(published, twistedcelery.PublishUnconfirmed)
             with pytest.raises(twistedcelery.PublishUnconfirmed):
                 await call
-    await tx_app.disconnect()
 
 
 @pytest.mark.timeout(120)
 @pytest_twisted.ensureDeferred
-async def test_retry_true_sends_again_under_the_same_id(rabbitmq_node, worker):
+async def test_retry_true_sends_again_under_the_same_id(rabbitmq_node, worker, new_client):
     """A message whose confirmation was lost is sent again where the caller allowed it, and only there."""
     url = rabbitmq_node.broker.url
     await deferToThread(worker, broker=url)
-    tx_app = TwistedCelery(create_app(url, "rpc://"), publish_timeout=60)
+    tx_app = new_client(create_app(url, "rpc://"), publish_timeout=60)
     assert await tx_app.send_task("taskapp.add", args=(0, 0)) == 0
     await deferToThread(rabbitmq_node.broker.sync)
     await deferToThread(rabbitmq_node.freeze)
@@ -95,25 +78,24 @@ async def test_retry_true_sends_again_under_the_same_id(rabbitmq_node, worker):
     not_allowed = tx_app.send_task("taskapp.add", args=(1, 2))
     not_allowed.addErrback(lambda failure: failure)
     # Both go to the frozen broker's socket, which confirms nothing.
-    await task.deferLater(reactor, 0.1)
+    await until(lambda: len(tx_app._binding.bound.publisher._unconfirmed) == 2, what="both are sent")
     await deferToThread(rabbitmq_node.kill)
     with pytest.raises(twistedcelery.PublishUnconfirmed, match="may or may not"):
         await not_allowed
     await deferToThread(rabbitmq_node.start)
     assert (await allowed)["id"] == allowed.task_id
-    await tx_app.disconnect()
 
 
 @pytest.mark.timeout(120)
 @pytest_twisted.ensureDeferred
-async def test_a_broker_under_a_memory_alarm(rabbitmq_node, worker):
+async def test_a_broker_under_a_memory_alarm(rabbitmq_node, worker, new_client):
     """Publishing is bounded in time while the broker blocks it, and goes on afterwards."""
     url = rabbitmq_node.broker.url
     await deferToThread(worker, broker=url)
-    tx_app = TwistedCelery(create_app(url, "rpc://"))
+    tx_app = new_client(create_app(url, "rpc://"))
     assert await tx_app.send_task("taskapp.add", args=(0, 0)) == 0
     await deferToThread(rabbitmq_node.broker.block_publishers)
-    blocked = await outcomes(
+    blocked = await all_outcomes(
         [tx_app.send_task("taskapp.add", args=(n, 0), confirm_timeout=0.5) for n in range(10)]
     )
     assert {type(error) for error in blocked} == {twistedcelery.PublishUnconfirmed}
@@ -121,14 +103,13 @@ async def test_a_broker_under_a_memory_alarm(rabbitmq_node, worker):
     assert await gatherResults([tx_app.send_task("taskapp.add", args=(n, 0)) for n in range(10)]) == list(
         range(10)
     )
-    await tx_app.disconnect()
 
 
 @pytest.mark.timeout(120)
 @pytest_twisted.ensureDeferred
-async def test_disconnect_from_a_broker_that_does_not_answer(rabbitmq_node):
+async def test_disconnect_from_a_broker_that_does_not_answer(rabbitmq_node, new_client):
     """``disconnect()`` is bounded in time, whatever the broker does."""
-    tx_app = TwistedCelery(create_app(rabbitmq_node.broker.url, "rpc://"))
+    tx_app = new_client(create_app(rabbitmq_node.broker.url, "rpc://"))
     call = tx_app.send_task("taskapp.add", args=(0, 0))
     await call.published
     await deferToThread(rabbitmq_node.freeze)
@@ -142,26 +123,24 @@ async def test_disconnect_from_a_broker_that_does_not_answer(rabbitmq_node):
 
 
 @pytest_twisted.ensureDeferred
-async def test_failover_to_the_next_broker(broker_url, worker):
+async def test_failover_to_the_next_broker(broker_url, worker, new_client):
     """Of ``a;b``, the one that answers is used."""
     worker()
     url = f"amqp://127.0.0.1:{free_port()}//;{broker_url}"
-    tx_app = TwistedCelery(create_app(url, "rpc://"))
+    tx_app = new_client(create_app(url, "rpc://"))
     assert await tx_app.send_task("taskapp.add", args=(1, 2)) == 3
-    await tx_app.disconnect()
 
 
 @pytest.mark.timeout(120)
 @pytest_twisted.ensureDeferred
-async def test_connections_closed_by_the_administrator(rabbitmq_node, worker):
+async def test_connections_closed_by_the_administrator(rabbitmq_node, worker, new_client):
     """A closed connection is made again, and waiting results still come."""
     url = rabbitmq_node.broker.url
     await deferToThread(worker, broker=url)
-    tx_app = TwistedCelery(create_app(url, "rpc://"))
+    tx_app = new_client(create_app(url, "rpc://"))
     call = tx_app.send_task("taskapp.sleep", args=(2,))
     await call.published
     await deferToThread(rabbitmq_node.broker.close_connections)
     await until(lambda: not tx_app.connected)
     await until(lambda: tx_app.connected)
     assert await call == 2
-    await tx_app.disconnect()

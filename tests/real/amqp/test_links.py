@@ -14,7 +14,6 @@ from twisted.internet.threads import deferToThread
 import twistedcelery
 from tests.support.lateness import Lateness
 from tests.support.taskapp import create_app
-from twistedcelery import TwistedCelery
 
 
 def unheard(call):
@@ -23,22 +22,21 @@ def unheard(call):
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_queue_that_amqp_cannot_declare_fails_its_call_alone(broker_url):
+async def test_a_queue_that_amqp_cannot_declare_fails_its_call_alone(broker_url, new_client):
     """A queue with an argument that pika cannot encode is refused; the next declaration goes through."""
-    tx_app = TwistedCelery(create_app(broker_url, "rpc://"), publish_timeout=5)
+    tx_app = new_client(create_app(broker_url, "rpc://"), publish_timeout=5)
     bad = Queue("bad", Exchange("bad"), "bad", queue_arguments={"x-odd": 1.5})
     with pytest.raises(twistedcelery.PublishRejected, match="no AMQP form"):
         await tx_app.send_task("taskapp.add", args=(1, 2), queue=bad)
     good = tx_app.send_task("taskapp.add", args=(1, 2), queue=Queue("good", Exchange("good"), "good"))
     await good.published
     unheard(good)
-    await tx_app.disconnect()
 
 
 @pytest_twisted.ensureDeferred
-async def test_cancelling_before_the_confirmation(broker_url, worker, tmp_path):
+async def test_cancelling_before_the_confirmation(broker_url, worker, tmp_path, new_client):
     """A call that is cancelled as soon as it was sent is revoked, and disconnecting waits for that."""
-    tx_app = TwistedCelery(create_app(broker_url, "rpc://"))
+    tx_app = new_client(create_app(broker_url, "rpc://"))
     marker = tmp_path / "ran"
     worker()
     assert await tx_app.send_task("taskapp.add", args=(1, 2)) == 3
@@ -47,33 +45,39 @@ async def test_cancelling_before_the_confirmation(broker_url, worker, tmp_path):
     with pytest.raises(twistedcelery.CallCancelled):
         await call
     await tx_app.disconnect()
-    after = TwistedCelery(create_app(broker_url, "rpc://"))
+    after = new_client(create_app(broker_url, "rpc://"))
     assert await after.send_task("taskapp.add", args=(1, 1), countdown=2) == 2
     assert not marker.exists()
-    await after.disconnect()
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_burst_before_the_first_connection(broker_url):
-    """2,000 calls that wait for one link go out without holding up the reactor; the best of four counts."""
-    rounds = []
-    while len(rounds) < 4 and min(rounds, default=1) > 0.050:
-        tx_app = TwistedCelery(create_app(broker_url, "rpc://"))
-        with Lateness() as lateness:
-            calls = [tx_app.send_task("taskapp.add", args=(n, n)) for n in range(2000)]
-            await gatherResults([call.published for call in calls])
-        rounds.append(lateness.worst)
-        for call in calls:
-            unheard(call)
-        await tx_app.disconnect()
-    assert min(rounds) <= 0.050, rounds
+async def test_a_burst_before_the_first_connection(broker_url, new_client):
+    """2,000 calls that wait for one link all go out over it."""
+    tx_app = new_client(create_app(broker_url, "rpc://"))
+    calls = [tx_app.send_task("taskapp.add", args=(n, n)) for n in range(2000)]
+    await gatherResults([call.published for call in calls])
+    for call in calls:
+        unheard(call)
+
+
+@pytest.mark.timing
+@pytest_twisted.ensureDeferred
+async def test_a_burst_before_the_first_connection_does_not_hold_up_the_reactor(broker_url, new_client):
+    """Meanwhile a 5 ms loop is never more than 200 ms late."""
+    tx_app = new_client(create_app(broker_url, "rpc://"))
+    with Lateness() as lateness:
+        calls = [tx_app.send_task("taskapp.add", args=(n, n)) for n in range(2000)]
+        await gatherResults([call.published for call in calls])
+    for call in calls:
+        unheard(call)
+    assert lateness.worst <= 0.200
 
 
 @pytest.mark.timeout(120)
 @pytest_twisted.ensureDeferred
-async def test_a_broker_killed_while_queues_are_declared(rabbitmq_node):
+async def test_a_broker_killed_while_queues_are_declared(rabbitmq_node, new_client):
     """Tasks whose queue the broker never declared are sent when it is back."""
-    tx_app = TwistedCelery(create_app(rabbitmq_node.broker.url, "rpc://"), publish_timeout=60)
+    tx_app = new_client(create_app(rabbitmq_node.broker.url, "rpc://"), publish_timeout=60)
     first = tx_app.send_task("taskapp.add", args=(1, 2))
     await first.published
     await deferToThread(rabbitmq_node.freeze)
@@ -84,15 +88,14 @@ async def test_a_broker_killed_while_queues_are_declared(rabbitmq_node):
     await gatherResults([call.published for call in calls])
     for call in (first, *calls):
         unheard(call)
-    await tx_app.disconnect()
 
 
 @pytest.mark.timeout(120)
 @pytest_twisted.ensureDeferred
-async def test_a_broker_that_stops_reading_is_given_up(rabbitmq_node):
+async def test_a_broker_that_stops_reading_is_given_up(rabbitmq_node, new_client):
     """Without heartbeats the link ends, also when what was written could never go out."""
     app = create_app(rabbitmq_node.broker.url, "rpc://", broker_heartbeat=2)
-    tx_app = TwistedCelery(app, publish_timeout=60)
+    tx_app = new_client(app, publish_timeout=60)
     first = tx_app.send_task("taskapp.add", args=(1, 2))
     await first.published
     unheard(first)
@@ -102,17 +105,15 @@ async def test_a_broker_that_stops_reading_is_given_up(rabbitmq_node):
         await tx_app.send_task("taskapp.echo", args=("x" * 20_000_000,))
     assert time.monotonic() - begun < 30
     await deferToThread(rabbitmq_node.thaw)
-    await tx_app.disconnect()
 
 
 @pytest_twisted.ensureDeferred
-async def test_headers_longer_than_a_frame_fail_their_call_alone(broker_url, worker):
+async def test_headers_longer_than_a_frame_fail_their_call_alone(broker_url, worker, new_client):
     """The broker would close the connection for them; nothing else notices."""
     worker()
-    tx_app = TwistedCelery(create_app(broker_url, "rpc://"))
+    tx_app = new_client(create_app(broker_url, "rpc://"))
     before = tx_app.send_task("taskapp.add", args=(1, 2))
     long = tx_app.send_task("taskapp.add", args=(1, 2), headers={"long": "x" * 200_000})
     with pytest.raises(twistedcelery.EncodeError, match="the broker takes"):
         await long
     assert await gatherResults([before, tx_app.send_task("taskapp.add", args=(2, 3))]) == [3, 5]
-    await tx_app.disconnect()

@@ -24,6 +24,12 @@ from twistedcelery import EncodeError, InvalidCall, TwistedCelery, UnsupportedBy
 pytestmark = [pytest.mark.timeout(120), pytest.mark.xdist_group("canvas")]
 
 
+@pytest.fixture(params=[False, pytest.param(True, marks=pytest.mark.soak)], ids=["some", "all"])
+def chosen(request):
+    """``chosen(cases, first, step)``: all of the cases, or each that is so many further than the last one."""
+    return lambda cases, first, step: cases if request.param else cases[first::step]
+
+
 async def theirs(
     cases: list[Case], broker: str, backend: str, config: dict[str, Any]
 ) -> dict[str, list[Any]]:
@@ -74,14 +80,14 @@ async def compare(worker, cases, *, broker, backend, transport="auto", pool="thr
 
 
 @pytest_twisted.ensureDeferred
-async def test_rpc(worker, broker_url):
+async def test_rpc(worker, broker_url, chosen):
     """Over RabbitMQ and ``rpc://``, natively. Chords are refused."""
-    cases = PLAIN + FROZEN + REFUSED + KEPT + PROCESSES
+    cases = chosen(PLAIN + KEPT, 0, 3) + FROZEN + REFUSED + PROCESSES
     await compare(worker, cases, broker=broker_url, backend="rpc://", pool="prefork")
 
 
 @pytest_twisted.ensureDeferred
-async def test_rpc_with_protocol_1(worker, broker_url):
+async def test_rpc_with_protocol_1(worker, broker_url, chosen):
     """With messages of task protocol 1, where chains are linked callbacks, and stamps unknown.
 
     There Celery's client waits for ever for a group whose member is a chain that fails.
@@ -89,27 +95,27 @@ async def test_rpc_with_protocol_1(worker, broker_url):
     left_out = {"stamps", "stamped chain", "stamped group", "visitor", "group with a failing chain"}
     # Such a message does not say that the task's own setting is overruled.
     left_out |= {"ignoring task whose result is wanted"}
-    cases = [case for case in PLAIN if case.name not in left_out]
+    cases = chosen([case for case in PLAIN if case.name not in left_out], 1, 3)
     await compare(worker, cases, broker=broker_url, backend="rpc://", task_protocol=1)
 
 
 @pytest_twisted.ensureDeferred
-async def test_redis(worker, redis_server):
-    """With Redis as broker and for results, natively."""
-    cases = PLAIN + KEPT + REPLACED
+async def test_redis(worker, redis_server, chosen):
+    """With Redis as broker and for results, natively. The next test has the other half of the cases."""
+    cases = chosen(PLAIN + KEPT + REPLACED, 0, 2)
     await compare(worker, cases, broker=redis_server.url(0), backend=redis_server.url(1))
 
 
 @pytest_twisted.ensureDeferred
-async def test_redis_in_threads(worker, redis_server):
+async def test_redis_in_threads(worker, redis_server, chosen):
     """With one database for both, and Celery's own code in threads."""
     url = redis_server.url(0)
-    cases = PLAIN + KEPT + REPLACED
+    cases = chosen(PLAIN + KEPT + REPLACED, 1, 2)
     await compare(worker, cases, broker=url, backend=url, transport="threads")
 
 
 @pytest_twisted.ensureDeferred
-async def test_sqlite(worker, broker_url, tmp_path):
+async def test_sqlite(worker, broker_url, tmp_path, chosen):
     """With results in SQLite, whose chords Celery unlocks with a task that polls.
 
     Every third canvas, since each takes its time, and none with retries at once: there, Celery's
@@ -117,4 +123,5 @@ async def test_sqlite(worker, broker_url, tmp_path):
     """
     composed = [case for case in PLAIN if {"chain", "group"} & set(case.name.split())]
     cases = [case for case in composed + KEPT + REPLACED if "retries" not in case.name][::3]
+    cases = chosen(cases, 0, 3)
     await compare(worker, cases, broker=broker_url, backend=f"db+sqlite:///{tmp_path}/results.db")

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import pytest_twisted
 from celery import group
-from twisted.internet import reactor, task
 from twisted.internet.threads import deferToThread
 
 from tests.support.canvasapp import create_app
+from tests.support.waiting import until
 from twistedcelery import CallCancelled, TwistedCelery
 
 
@@ -25,10 +25,7 @@ def tx_app(worker, broker_url):
 
 async def content(path: Path) -> str:
     """What a callback has written, once it has."""
-    deadline = reactor.seconds() + 15
-    while not path.exists() or not path.read_text().endswith("\n"):
-        assert reactor.seconds() < deadline, "it did not come to pass"
-        await task.deferLater(reactor, 0.02)
+    await until(lambda: path.exists() and path.read_text().endswith("\n"), what=f"{path.name} is written")
     return path.read_text()
 
 

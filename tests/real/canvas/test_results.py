@@ -10,35 +10,64 @@ from twisted.internet.threads import deferToThread
 
 import twistedcelery
 from tests.support.canvasapp import create_app
-from twistedcelery import TwistedCelery
+from tests.support.redis import RedisServer
+from tests.support.worker import Worker
 
 BACKENDS = ("redis", "sqlite", "file", "rpc")
 KEEPING = BACKENDS[:-1]
+CONFIG = {"result_extended": True}
+
+
+@pytest.fixture(scope="module")
+def broker_url(rabbitmq):
+    with rabbitmq.vhost() as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def redis_server(tmp_path_factory):
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def served(broker_url, redis_server, tmp_path_factory):
+    """``served(backend)``: the URLs of a broker and a result backend with a worker, which tests share."""
+    urls, workers = {}, []
+
+    def start(backend):
+        if backend not in urls:
+            directory = tmp_path_factory.mktemp(backend)
+            urls[backend] = {
+                "redis": redis_server.url(0),
+                "file": f"file://{directory}",
+                "sqlite": f"db+sqlite:///{directory}/results.db",
+                "rpc": "rpc://",
+            }[backend]
+            # Each has a queue of its own, as they share a broker.
+            config = {**CONFIG, "task_default_queue": backend}
+            options = {"app": "tests.support.canvasapp", "pool": "threads", "concurrency": 2}
+            worker = Worker(directory, broker=broker_url, backend=urls[backend], config=config, **options)
+            workers.append(worker)
+            worker.start()
+        return broker_url, urls[backend]
+
+    yield start
+    for worker in workers:
+        worker.kill()
 
 
 @pytest.fixture
-def client(request, worker, broker_url, tmp_path):
+def client(served, new_client):
     """``await client(backend)``: a client with a worker, disconnected after the test."""
-    made = []
 
-    async def make(backend, options=None, **config):
-        if backend == "redis":
-            url = request.getfixturevalue("redis_server").url(0)
-        elif backend == "file":
-            (tmp_path / "results").mkdir()
-            url = f"file://{tmp_path}/results"
-        else:
-            url = {"sqlite": f"db+sqlite:///{tmp_path}/results.db", "rpc": "rpc://"}[backend]
-        running = {"app": "tests.support.canvasapp", "pool": "threads", "concurrency": 2}
-        await deferToThread(worker, broker=broker_url, backend=url, config=config, **running)
-        made.append(TwistedCelery(create_app(broker_url, url, **config), **(options or {})))
-        return made[-1]
+    async def make(backend):
+        broker, url = await deferToThread(served, backend)
+        return new_client(create_app(broker, url, **CONFIG, task_default_queue=backend))
 
-    # Before the client, so that it ends after it.
-    request.getfixturevalue("redis_server")
-    yield make
-    for tx_app in made:
-        pytest_twisted.blockon(tx_app.disconnect())
+    return make
 
 
 def tasks(tx_app):
@@ -49,7 +78,7 @@ def tasks(tx_app):
 @pytest_twisted.ensureDeferred
 async def test_a_result_can_be_read_again(client, backend):
     """What a call returned can be had by its id: state, value, and everything about it."""
-    tx_app = await client(backend, result_extended=True)
+    tx_app = await client(backend)
     call = tx_app.send_task("c.add", (2, 3))
     assert await call == 5
     result = tx_app.result(call.task_id)
@@ -272,12 +301,16 @@ async def test_rpc_refuses_what_it_cannot_do(client):
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_result_backend_that_is_gone(client, request):
+async def test_a_result_backend_that_is_gone(broker_url, tmp_path, new_client):
     """With Redis gone, questions and chords fail with `ResultBackendUnavailable`."""
-    tx_app = await client("redis", {"publish_timeout": 1})
+    server = RedisServer(tmp_path)
+    server.start()
+    tx_app = new_client(create_app(broker_url, server.url(0)), publish_timeout=1)
+    try:
+        assert await tx_app.result("some-id").state == "PENDING"
+    finally:
+        await deferToThread(server.kill)
     task = tasks(tx_app)
-    assert await tx_app.apply_async(task["add"].s(1, 1), confirm_timeout=10) == 2
-    await deferToThread(request.getfixturevalue("redis_server").kill)
     with pytest.raises(twistedcelery.ResultBackendUnavailable):
         await tx_app.result("some-id").state
     canvas = chord([task["add"].s(1, 1)], task["total"].s())

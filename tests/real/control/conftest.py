@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import pytest_twisted
 import redis
-from twisted.internet import reactor, task
 from twisted.internet.defer import ensureDeferred
 from twisted.internet.threads import deferToThread
 
 from tests.support.taskapp import create_app
+from tests.support.waiting import until
 from twistedcelery import TwistedCelery
 
 IMPLEMENTATIONS = ("amqp, native", "amqp, threads", "redis, native", "redis, threads", "filesystem")
@@ -116,6 +116,15 @@ def parts(request, tmp_path):
     pytest_twisted.blockon(ensureDeferred(made.close()))
 
 
+def some(*names: str) -> pytest.MarkDecorator:
+    """Test these of the `parts`, and the others in soak tests: it is about commands more than brokers."""
+    return pytest.mark.parametrize(
+        "parts",
+        [pytest.param(name, marks=[] if name in names else pytest.mark.soak) for name in IMPLEMENTATIONS],
+        indirect=True,
+    )
+
+
 @pytest.fixture(params=[name for name in IMPLEMENTATIONS if name.endswith("native")])
 def native(request, tmp_path):
     """A broker that is used natively, one kind after another."""
@@ -135,11 +144,4 @@ def rabbitmq_parts(request, tmp_path):
 @pytest.fixture
 def eventually():
     """``await eventually(condition)`` waits until it holds."""
-
-    async def wait(condition, timeout=20.0):
-        deadline = reactor.seconds() + timeout
-        while not condition():
-            assert reactor.seconds() < deadline, "it did not come to pass"
-            await task.deferLater(reactor, 0.01)
-
-    return wait
+    return until

@@ -11,7 +11,7 @@ from celery.events.event import get_exchange
 from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThread
 
-from tests.real.control.conftest import Parts
+from tests.real.control.conftest import Parts, some
 from twistedcelery import Disconnected, InvalidCall, PublishRejected
 
 
@@ -33,6 +33,7 @@ class Seen:
 
 
 @pytest.mark.timeout(120)
+@some("amqp, native", "redis, threads", "filesystem")
 @pytest_twisted.ensureDeferred
 async def test_the_life_of_tasks_and_workers(parts, eventually):
     """Each event comes to its handler, or to ``*``, with local times, and into the state."""
@@ -75,6 +76,7 @@ async def test_the_life_of_tasks_and_workers(parts, eventually):
 
 
 @pytest.mark.timeout(120)
+@some("redis, native", "amqp, threads")
 @pytest_twisted.ensureDeferred
 async def test_events_are_enabled_and_disabled(parts, eventually):
     """A worker without ``-E`` tells of itself at once when asked, of tasks once that is enabled."""
@@ -82,7 +84,7 @@ async def test_events_are_enabled_and_disabled(parts, eventually):
     tx_app = parts.client()
     seen = Seen()
     await tx_app.events({"*": seen}).ready
-    await eventually(lambda: "worker-heartbeat" in seen.types, timeout=1.9)
+    await eventually(lambda: "worker-heartbeat" in seen.types, seconds=1.9)
     await tx_app.send_task("taskapp.add", args=(1, 2))
     await tx_app.control.enable_events(reply=True, limit=1, timeout=10)
     enabled = tx_app.send_task("taskapp.add", args=(1, 2))
@@ -203,7 +205,7 @@ def on(node, transport, worker):
 
 
 @pytest.mark.timeout(170)
-@pytest.mark.parametrize("transport", ["auto", "threads"])
+@pytest.mark.parametrize("transport", ["auto", pytest.param("threads", marks=pytest.mark.soak)])
 @pytest_twisted.ensureDeferred
 async def test_a_stream_survives_its_broker(rabbitmq_node, worker, eventually, transport):
     """After connections closed by the administrator, and after a killed and restarted broker, events come."""
@@ -245,7 +247,7 @@ async def survives(parts, eventually, *faults, settle=lambda: None):
         await deferToThread(goes_away)
         await eventually(lambda: not stream.connected)
         await deferToThread(comes_back)
-        await eventually(lambda: stream.connected, timeout=40)
+        await eventually(lambda: stream.connected, seconds=40)
         # The worker comes back in its own time.
         while not await tx_app.control.ping(destination=[started.name], timeout=1):
             pass

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 import pytest_twisted
-from twisted.internet import reactor, task
+from twisted.internet import reactor
 from twisted.internet.defer import ensureDeferred
 from twisted.internet.threads import deferToThread
 
 from tests.real.control.conftest import Parts
 from tests.real.transports.relay import Relay
+from tests.support.taskapp import create_app
 from twistedcelery import BrokerAccessRefused, BrokerUnavailable, RepliesLost
 
 
@@ -42,8 +43,9 @@ async def test_replies_that_are_lost_are_an_error(relayed, worker, eventually):
     stream = tx_app.events({"*": seen.append})
     await stream.ready
     assert await tx_app.control.ping(limit=1, timeout=10) == [{started.name: {"ok": "pong"}}]
-    waiting = tx_app.control.ping(timeout=None)
-    await task.deferLater(reactor, 0.1)
+    replies = []
+    waiting = tx_app.control.ping(timeout=None, callback=replies.append)
+    await eventually(lambda: replies)
     relay.down()
     with pytest.raises(RepliesLost):
         await waiting
@@ -81,7 +83,7 @@ async def test_a_broker_that_is_not_there(relayed):
 
 @pytest.mark.parametrize("implementation", ["amqp, native", "amqp, threads", "redis, native"])
 @pytest_twisted.ensureDeferred
-async def test_a_wrong_password_is_told_at_once(request, worker, implementation):
+async def test_a_wrong_password_is_told_at_once(request, new_client, implementation):
     """Nobody waits for what does not change by itself."""
     broker, _, transport = implementation.partition(", ")
     if broker == "redis":
@@ -91,10 +93,9 @@ async def test_a_wrong_password_is_told_at_once(request, worker, implementation)
     else:
         url = request.getfixturevalue("rabbitmq").vhost_url("%2F", password="wrong")
     transport = "auto" if transport == "native" else "threads"
-    tx_app = Parts(url, "rpc://", transport, worker).client(publish_timeout=60)
+    tx_app = new_client(create_app(url, "rpc://"), transport=transport, publish_timeout=60)
     before = reactor.seconds()
     for ask in (tx_app.control.ping, tx_app.control.purge):
         with pytest.raises(BrokerAccessRefused):
             await ask()
     assert reactor.seconds() - before < 30
-    await tx_app.disconnect()

@@ -8,21 +8,15 @@ import time
 import pytest
 import pytest_twisted
 import redis
-from twisted.internet import reactor, task
-from twisted.internet.defer import DeferredList
+from twisted.internet import task
 from twisted.internet.threads import deferToThread
 
 import twistedcelery
 from tests.support.ports import free_port
+from tests.support.waiting import all_outcomes, until
 
 # Celery's Redis backend, as workers use it.
 pytestmark = pytest.mark.filterwarnings("ignore:Call to deprecated setex:DeprecationWarning")
-
-
-def outcomes(calls):
-    """Wait for all calls; values and exceptions, in order."""
-    waiting = DeferredList(list(calls), consumeErrors=True)
-    return waiting.addCallback(lambda ended: [value if ok else value.value for ok, value in ended])
 
 
 def published(tx_app, name="taskapp.add", args=(1, 2), **options):
@@ -30,14 +24,6 @@ def published(tx_app, name="taskapp.add", args=(1, 2), **options):
     call = tx_app.send_task(name, args=args, **options)
     call.addErrback(lambda failure: failure.trap(twistedcelery.TwistedCeleryError))
     return call.published
-
-
-async def until(condition, seconds=30):
-    """Wait for a condition that the reactor brings about."""
-    deadline = reactor.seconds() + seconds
-    while not condition():
-        assert reactor.seconds() < deadline, "it did not come about"
-        await task.deferLater(reactor, 0.01)
 
 
 @pytest.mark.timeout(120)
@@ -53,7 +39,7 @@ async def test_results_survive_a_killed_redis_that_keeps_its_data(redis_with, wo
     values = []
     for call in calls:
         call.addCallbacks(values.append, lambda failure: failure.trap(twistedcelery.Disconnected))
-    assert await outcomes([call.published for call in calls]) == [None] * 100
+    assert await all_outcomes([call.published for call in calls]) == [None] * 100
     await until(lambda: tx_app.in_flight < 95)
     await deferToThread(server.kill)
     assert tx_app.in_flight > 0
@@ -78,7 +64,7 @@ async def test_a_redis_that_lost_its_data(redis_server, connect):
     tx_app = connect(redis_server.url(0), redis_server.url(1))
     # Nobody works on these; results are stored by the test.
     early, late = (tx_app.send_task("taskapp.add", args=(1, 2)) for _ in range(2))
-    await outcomes([early.published, late.published])
+    await all_outcomes([early.published, late.published])
     await deferToThread(redis_server.kill)
     await until(lambda: not tx_app.connected)
     await deferToThread(redis_server.start)
@@ -98,11 +84,11 @@ async def test_retry_true_sends_again_under_the_same_id(redis_with, worker, conn
     urls = server.url(0), server.url(1)
     tx_app = connect(*urls, options={"publish_timeout": 60})
     # The subscription must be there, as it is for calls with the same ids.
-    await outcomes([published(tx_app, task_id=name) for name in ("allowed", "not")])
+    await all_outcomes([published(tx_app, task_id=name) for name in ("allowed", "not")])
     await deferToThread(server.freeze)
     allowed = tx_app.send_task("taskapp.request_info", task_id="allowed", retry=True)
     refused = tx_app.send_task("taskapp.request_info", task_id="not")
-    await task.deferLater(reactor, 0.2)
+    await until(lambda: len(tx_app._binding.bound.publisher._unconfirmed) == 2, what="both are sent")
     await deferToThread(server.kill)
     with pytest.raises(twistedcelery.PublishUnconfirmed, match="may or may not"):
         await refused
@@ -122,7 +108,7 @@ async def test_a_frozen_redis_is_bounded_in_time(redis_with, connect):
     waiting, ignored = (
         tx_app.send_task("taskapp.add", args=(0, 0), ignore_result=ignored) for ignored in (False, True)
     )
-    ended = await outcomes([waiting, ignored])
+    ended = await all_outcomes([waiting, ignored])
     assert [type(error) for error in ended] == [
         twistedcelery.ResultBackendUnavailable,
         twistedcelery.PublishUnconfirmed,
@@ -159,7 +145,7 @@ async def fail_while_the_reactor_runs(tx_app):
     loop.start(0.005)
     started = time.perf_counter()
     calls = [tx_app.send_task("taskapp.add", args=(1, 2), ignore_result=bool(n % 2)) for n in range(100)]
-    ended = await outcomes(calls)
+    ended = await all_outcomes(calls)
     loop.stop()
     assert [type(error) for error in ended] == [
         twistedcelery.ResultBackendUnavailable,

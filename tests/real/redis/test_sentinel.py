@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 import pytest_twisted
 import redis
-from twisted.internet import reactor, task
+from twisted.internet import reactor
 from twisted.internet.endpoints import HostnameEndpoint
 from twisted.internet.threads import deferToThread
 
 from tests.support.ports import free_port
 from tests.support.redis import RedisSentinel, RedisServer
 from tests.support.taskapp import create_app
+from tests.support.waiting import until
 from twistedcelery import BrokerUnavailable, ConfigurationError, ResultBackendUnavailable, TwistedCelery
 from twistedcelery.transports.redis.link import RedisParameters, open_link
 
@@ -37,14 +38,6 @@ def group(tmp_path_factory):
     finally:
         for server in reversed(started):
             server.stop()
-
-
-async def until(condition, seconds=30):
-    """Wait for a condition that the servers bring about."""
-    deadline = reactor.seconds() + seconds
-    while not condition():
-        assert reactor.seconds() < deadline, "it did not come about"
-        await task.deferLater(reactor, 0.05)
 
 
 @pytest.mark.parametrize(

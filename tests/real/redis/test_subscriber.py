@@ -15,6 +15,7 @@ from twisted.internet.threads import deferToThread
 from tests.real.transports.parts import descriptors
 from tests.support.redis import RedisServer
 from tests.support.taskapp import create_app
+from tests.support.waiting import until
 from twistedcelery import BrokerAccessRefused, BrokerUnavailable, Disconnected, PublishRejected
 from twistedcelery.transports.interface import Setup
 from twistedcelery.transports.registry import find
@@ -38,14 +39,6 @@ class User:
 
     def ended(self, error):
         self.ends.append(error)
-
-
-async def until(condition, seconds=20):
-    """Wait for a condition that the reactor brings about."""
-    deadline = reactor.seconds() + seconds
-    while not condition():
-        assert reactor.seconds() < deadline, "it did not come about"
-        await task.deferLater(reactor, 0.01)
 
 
 @pytest.fixture(scope="module")

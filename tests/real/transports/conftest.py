@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import pytest_twisted
-from twisted.internet import reactor, task
 from twisted.internet.defer import ensureDeferred
 
 from tests.real.transports.parts import IMPLEMENTATIONS, make_parts
+from tests.support.waiting import until
 
 
 def pytest_generate_tests(metafunc):
@@ -31,11 +31,4 @@ def parts(request, tmp_path):
 @pytest.fixture
 def eventually():
     """``await eventually(condition)`` waits until it holds."""
-
-    async def wait(condition, timeout=10.0):
-        deadline = reactor.seconds() + timeout
-        while not condition():
-            assert reactor.seconds() < deadline, "it did not come to pass"
-            await task.deferLater(reactor, 0.01)
-
-    return wait
+    return until

@@ -310,7 +310,7 @@ class TestResults:
         if parts.url.startswith("filesystem"):
             parts.store(source, missed, "missed")
         parts.store(source, later, "later")
-        await eventually(lambda: receiver.of(missed) and receiver.of(later), timeout=20)
+        await eventually(lambda: receiver.of(missed) and receiver.of(later))
         assert receiver.of(missed) == [("SUCCESS", "missed")]
         assert receiver.of(later) == [("SUCCESS", "later")]
 

@@ -181,7 +181,7 @@ async def test_too_many_calls_of_one_caller(router, bridge, client):
     accepted = [caller.call(uri, 0.5), caller.call(uri, 0.5)]
     error = await refusal(caller.call(uri, 0))
     assert error.error == running.uri("error.overloaded")
-    assert error.args == ("2 tasks of yours are in flight already; try again later",)
+    assert error.args == ("2 of your tasks are in flight already; try again later",)
     assert await other.call(uri, 0) == 0
     for call in accepted:
         assert await call == 0.5

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -139,14 +140,45 @@ def sections() -> dict[str, str]:
     return {title: text for title, text in found.items() if "```json" in text}
 
 
-def prepare(title: str, directory: Path, port: int) -> CrossbarNode:
-    """A node with a section's files, on a port of its own; the rest is as printed."""
+class Guide:
+    """One node with the workers of every section: each on a port of its own, the rest as printed."""
+
+    def __init__(self, directory: Path) -> None:
+        self.ports = {title: free_port() for title in sections()}
+        #: The certificate of the section on TLS.
+        self.authority = directory / "server.crt"
+        workers = []
+        for title, port in self.ports.items():
+            config = prepare(title, directory, port)
+            assert config.keys() == {"version", "workers"}
+            workers += config["workers"]
+        config = {"version": 2, "workers": workers}
+        self.node = CrossbarNode(directory, config, port=self.ports["WAMP-CRA"], env=SECRETS)
+
+    def start(self) -> None:
+        self.node.process.start()
+        for port in self.ports.values():
+            wait_until(lambda port=port: reachable(port), timeout=120, what="the routers listen")
+
+
+@pytest.fixture(scope="module")
+def guide(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guide]:
+    """The guide's configurations, running."""
+    new = Guide(tmp_path_factory.mktemp("guide"))
+    try:
+        new.start()
+        yield new
+    finally:
+        new.node.kill()
+
+
+def prepare(title: str, directory: Path, port: int) -> dict[str, Any]:
+    """Write a section's files, and return its configuration."""
     text = sections()[title]
     (config,) = re.findall(r"```json\n(.*?)```", text, re.DOTALL)
     assert not re.search(r"secret .*[A-Z]", config)
     public = CryptosignKey.from_bytes(bytes.fromhex(JOES_KEY)).public_key()
     config = config.replace("8080", str(port)).replace("PUBLIC_KEY_IN_HEX", public)
-    directory.mkdir()
     for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
         (directory / "authorizer.py").write_text(code)
     if "server.crt" in config:
@@ -154,7 +186,8 @@ def prepare(title: str, directory: Path, port: int) -> CrossbarNode:
         command = "openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=localhost -addext"
         files = ["subjectAltName=DNS:localhost", "-keyout", "server.key", "-out", "server.crt"]
         subprocess.run([*command.split(), *files], cwd=directory, check=True, capture_output=True)
-    return CrossbarNode(directory, json.loads(config), port=port, env=SECRETS)
+    made: dict[str, Any] = json.loads(config)
+    return made
 
 
 async def guest(methods: dict[str, Any], url: str, port: int, authority: Path | None) -> Guest:
@@ -182,57 +215,45 @@ async def attempt(session: Guest, action: str, uri: str) -> None:
 
 @pytest.mark.parametrize("title", PROBES)
 @pytest_twisted.ensureDeferred
-async def test_a_configuration_of_the_guide(title, bridge_process, tmp_path):
+async def test_a_configuration_of_the_guide(title, bridge_process, guide):
     """Each starts as it is printed, the bridge joins it, and it lets through what it says and no more."""
-    port = free_port()
-    node = prepare(title, tmp_path / "node", port)
-    authority = tmp_path / "node" / "server.crt" if title == "TLS" else None
+    port = guide.ports[title]
+    authority = guide.authority if title == "TLS" else None
     url = f"{'ws' if authority is None else 'wss'}://localhost:{port}/ws"
-    try:
-        await deferToThread(node.process.start)
-        await deferToThread(wait_until, lambda: reachable(port), timeout=30, what="the router listens")
-        env = {} if authority is None else {"SSL_CERT_FILE": str(authority)}
-        process = bridge_process(url, SECRETS["TWISTEDCELERY_TICKET"], env, app="my_app")
-        await deferToThread(process.wait_for_output, "the bridge serves")
-        assert "could not be registered" not in process.output()
-        allowed = next(methods for methods, *_, expected in PROBES[title] if expected == REACHED)
-        bystander = await guest(allowed, url, port, authority)
-        outcomes = []
-        for methods, action, uri, _ in PROBES[title]:
-            try:
-                session = await guest(methods, url, port, authority)
-            except ApplicationError as error:
-                outcomes.append((methods, action, uri, error.error))
-                continue
-            try:
-                await attempt(session, action, uri)
-            except ApplicationError as error:
-                outcomes.append((methods, action, uri, error.error))
-            else:
-                outcomes.append((methods, action, uri, None))
-            await session.close()
-            # Whatever one is refused, the calls of another get through.
-            with pytest.raises(ApplicationError, match=REACHED):
-                await bystander.call(ADD)
-        await bystander.close()
-        assert outcomes == PROBES[title]
-        output = node.process.output() + process.output()
-        assert [secret for secret in SECRETS.values() if secret in output] == []
-    finally:
-        await deferToThread(node.kill)
+    env = {} if authority is None else {"SSL_CERT_FILE": str(authority)}
+    process = bridge_process(url, SECRETS["TWISTEDCELERY_TICKET"], env, app="my_app")
+    await deferToThread(process.wait_for_output, "the bridge serves")
+    assert "could not be registered" not in process.output()
+    allowed = next(methods for methods, *_, expected in PROBES[title] if expected == REACHED)
+    bystander = await guest(allowed, url, port, authority)
+    outcomes = []
+    for methods, action, uri, _ in PROBES[title]:
+        try:
+            session = await guest(methods, url, port, authority)
+        except ApplicationError as error:
+            outcomes.append((methods, action, uri, error.error))
+            continue
+        try:
+            await attempt(session, action, uri)
+        except ApplicationError as error:
+            outcomes.append((methods, action, uri, error.error))
+        else:
+            outcomes.append((methods, action, uri, None))
+        await session.close()
+        # Whatever one is refused, the calls of another get through.
+        with pytest.raises(ApplicationError, match=REACHED):
+            await bystander.call(ADD)
+    await bystander.close()
+    assert outcomes == PROBES[title]
+    output = guide.node.process.output() + process.output()
+    assert [secret for secret in SECRETS.values() if secret in output] == []
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_certificate_that_is_not_trusted(bridge_process, tmp_path):
+async def test_a_certificate_that_is_not_trusted(bridge_process, guide):
     """Over TLS the bridge tells no secret to a router whose certificate it cannot check."""
-    port = free_port()
-    node = prepare("TLS", tmp_path / "node", port)
-    try:
-        await deferToThread(node.process.start)
-        await deferToThread(wait_until, lambda: reachable(port), timeout=30, what="the router listens")
-        process = bridge_process(f"wss://localhost:{port}/ws", SECRETS["TWISTEDCELERY_TICKET"], app="my_app")
-        await deferToThread(process.wait_for_output, "certificate verify failed")
-        assert "joined" not in process.output()
-        assert reachable(port)
-    finally:
-        await deferToThread(node.kill)
+    port = guide.ports["TLS"]
+    process = bridge_process(f"wss://localhost:{port}/ws", SECRETS["TWISTEDCELERY_TICKET"], app="my_app")
+    await deferToThread(process.wait_for_output, "certificate verify failed")
+    assert "joined" not in process.output()
+    assert reachable(port)

@@ -31,11 +31,16 @@ pytestmark = pytest.mark.xdist_group("life cycle")
 #: are started in each of the six orders of the three.
 ROUNDS = [
     ("router", "broker"),
-    ("bridge", "router"),
-    ("broker", "bridge"),
-    ("broker", "router"),
-    ("bridge", "broker"),
-    ("router", "bridge"),
+    *(
+        pytest.param(*two, marks=pytest.mark.soak)
+        for two in (
+            ("bridge", "router"),
+            ("broker", "bridge"),
+            ("broker", "router"),
+            ("bridge", "broker"),
+            ("router", "bridge"),
+        )
+    ),
 ]
 
 

@@ -21,6 +21,7 @@ from tests.real.wamp.test_triggers import until_led
 from tests.support.node import CrossbarNode
 from tests.support.ports import free_port
 from tests.support.process import ROOT
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.usefixtures("worker_process")
 
@@ -62,12 +63,7 @@ async def until_there(caller, uri) -> None:
 
 async def until_all_exist(files) -> None:
     """Wait until every task has run that was to touch one of them."""
-    from twisted.internet import reactor
-
-    deadline = reactor.seconds() + 30
-    while not all(file.exists() for file in files):
-        assert reactor.seconds() < deadline, "some tasks have not run"
-        await deferLater(reactor, 0.1, lambda: None)
+    await until(lambda: all(file.exists() for file in files), seconds=30, what="all tasks have run")
 
 
 @pytest_twisted.ensureDeferred

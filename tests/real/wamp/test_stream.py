@@ -21,9 +21,10 @@ from tests.real.wamp.client import wait_for_procedure
 from tests.real.wamp.test_calls import refusal
 from tests.support.rabbitmq import RabbitMQ
 from tests.support.taskapp import create_app
+from tests.support.waiting import until
 from tests.support.worker import Worker
 from twistedcelery import TwistedCelery
-from twistedcelery.wamp.tasks.task_ids import TaskIds
+from twistedcelery.wamp.task_ids import TaskIds
 
 pytestmark = pytest.mark.usefixtures("telling_worker")
 
@@ -63,19 +64,9 @@ async def somebody(broker: str) -> AsyncIterator[TwistedCelery]:
     await client.disconnect()
 
 
-async def until(condition: Any, seconds: float = 15) -> None:
-    """Wait until a condition holds."""
-    from twisted.internet import reactor
-
-    deadline = reactor.seconds() + seconds
-    while not condition():
-        assert reactor.seconds() < deadline, "it did not come to pass"
-        await deferLater(reactor, 0.02, lambda: None)
-
-
 async def leads(running: Any) -> None:
     """Wait until a bridge of this process leads, and reads the events."""
-    await until(lambda: (tap := running.bridge._feed._tap) and tap.leads and tap.stream.connected)
+    await until(lambda: (own := running.bridge._feed._subscription) and own.leads and own.stream.connected)
 
 
 class Log:
@@ -176,7 +167,7 @@ async def test_how_somebodys_tasks_end_badly(router, bridge, client, somebody, t
 
 
 @pytest_twisted.ensureDeferred
-async def test_results_and_stream_tell_one_story(router, bridge, client):
+async def test_results_and_stream_are_merged(router, bridge, client):
     """Of a bridge's own task each event comes once, in order, whichever of the two sources tells it."""
     running, caller = await bridge(router.url, events=True), await client(router.url)
     log = await Log.of(caller, running.prefix)
@@ -253,7 +244,7 @@ async def test_several_bridges(router, bridge, bridge_process, client, somebody)
     await until(lambda: "started" in log.kinds(running_on.task_id))
     killed = reactor.seconds()
     process.kill()
-    await sender.send_until(lambda: (tap := running.bridge._feed._tap) and tap.leads)
+    await sender.send_until(lambda: (own := running.bridge._feed._subscription) and own.leads)
     await leads(running)
     assert reactor.seconds() - killed < 5
     after = len(sender.calls)
@@ -342,9 +333,7 @@ async def test_workers_that_are_asked_for_events(router, bridge, client, rabbitm
 
             from twisted.internet import reactor
 
-            deadline = reactor.seconds() + 10
-            while not await is_published():
-                assert reactor.seconds() < deadline
+            await until(is_published, what="events are published")
         finally:
             await deferToThread(worker.kill)
             await sender.disconnect()

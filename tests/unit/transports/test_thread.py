@@ -6,7 +6,9 @@ import threading
 
 import pytest
 
+from tests.unit.transports.amqp.fakes import outcomes_of
 from tests.unit.transports.reactor import ThreadClock
+from twistedcelery.errors import Disconnected
 from twistedcelery.transports.threads.thread import STOP_LIMIT, DedicatedThread
 
 
@@ -140,3 +142,56 @@ def test_a_thread_that_hangs_is_left_behind(reactor):
     reactor.advance(0.2)
     assert has_ended()
     release.set()
+
+
+def test_a_call_fires_with_its_jobs_outcome(reactor):
+    """What the job returns or raises reaches the caller on the reactor's thread."""
+    thread = DedicatedThread(reactor, "under-test")
+    value, error = outcomes_of(thread.call(lambda: 7)), outcomes_of(thread.call(lambda: {}["missing"]))
+    assert not value
+    reactor.run_until(lambda: value and error)
+    assert value == [7]
+    assert isinstance(error[0], KeyError)
+    reactor.run_until(ended(thread))
+    assert isinstance(outcomes_of(thread.call(lambda: 7))[0], Disconnected)
+
+
+@pytest.mark.parametrize("end", ["timeout", "cancel", "stop"])
+def test_a_call_whose_job_hangs(reactor, end):
+    """Its caller waits no longer than allowed, and a late outcome changes nothing."""
+    release, started, late = threading.Event(), threading.Event(), []
+    thread = DedicatedThread(reactor, "under-test")
+
+    def job():
+        started.set()
+        release.wait(20)
+
+    call = thread.call(job, 5.0, lambda: ValueError("given up"))
+    outcome = outcomes_of(call)
+    thread.submit(lambda: thread.post(late.append, "late"))
+    assert started.wait(5)
+    if end == "timeout":
+        reactor.advance(4.9)
+        assert not outcome
+        reactor.advance(0.2)
+    elif end == "cancel":
+        call.cancel()
+    has_ended = ended(thread) if end == "stop" else None
+    assert type(outcome[0]) is (Disconnected if end == "stop" else ValueError)
+    release.set()
+    reactor.run_until(has_ended or (lambda: late))
+    assert len(outcome) == 1
+    if has_ended is None:
+        reactor.run_until(ended(thread))
+    assert not reactor.getDelayedCalls()
+
+
+def test_many_calls_are_answered_in_order(reactor):
+    """A burst of calls is carried out one after another."""
+    thread = DedicatedThread(reactor, "under-test")
+    told = []
+    for number in range(500):
+        thread.call(lambda number=number: number).addCallback(told.append)
+    reactor.run_until(lambda: len(told) == 500)
+    assert told == list(range(500))
+    reactor.run_until(ended(thread))

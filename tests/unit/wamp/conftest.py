@@ -41,7 +41,7 @@ def make_app() -> Celery:
 
 
 class Setup:
-    """One bridge and what surrounds it."""
+    """A bridge with a fake client, a fake session and a clock."""
 
     def __init__(self, **extra: Any) -> None:
         self.client = FakeClient()
@@ -69,7 +69,7 @@ class Setup:
         return endpoint(*args, details=call_details(progress, caller), keywords=keywords)
 
     def lead(self) -> FakeStream:
-        """Make the bridge the leader; returns the leader's stream, which is ready."""
+        """Make the bridge the leader, and return the leader's stream, which is ready."""
         self.session.requests.pop(0)[2].callback(None)
         self.client.streams[-1].connect()
         return self.client.streams[-1]
@@ -88,7 +88,7 @@ def setup() -> Callable[..., Setup]:
 
 @pytest.fixture
 def said() -> Iterator[list[str]]:
-    """What this package logs, as text. Others, such as Autobahn, may have work left from tests before."""
+    """What this package logs, as text. Other loggers may still have work from earlier tests."""
     lines: list[str] = []
 
     def observe(event: Mapping[str, Any]) -> None:
@@ -101,7 +101,7 @@ def said() -> Iterator[list[str]]:
 
 
 def error_of(deferred: Deferred[Any]) -> Any:
-    """The error that a Deferred has failed with."""
+    """Return the error that a Deferred has failed with."""
     failures: list[Any] = []
     deferred.addErrback(failures.append)
     assert failures, f"it has not failed: {deferred}"
@@ -109,7 +109,7 @@ def error_of(deferred: Deferred[Any]) -> Any:
 
 
 def result_of(deferred: Deferred[Any]) -> Any:
-    """What a Deferred has fired with."""
+    """Return the value that a Deferred has fired with."""
     results: list[Any] = []
     deferred.addCallback(results.append)
     assert results, f"it has not fired: {deferred}"

@@ -1,4 +1,4 @@
-"""Stand-ins for what the bridge works with: the library's client and a WAMP session."""
+"""Fakes of the library's client and of a WAMP session."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class _FakeMethods:
 
 
 class FakeStream:
-    """Celery's events, told by the test."""
+    """Celery's event stream; the test sends the events."""
 
     def __init__(self, handlers: Mapping[str, Any], options: Mapping[str, Any]) -> None:
         self.handlers = handlers
@@ -78,7 +78,7 @@ class FakeStream:
         return succeed(None)
 
     def send(self, type_: str, uuid: str | None = None, **fields: Any) -> None:
-        """One event, as Celery's ``Receiver`` hands it over."""
+        """Send one event, as Celery's ``Receiver`` passes it on."""
         event = {"type": type_, "hostname": "w1", "timestamp": 500.0, "local_received": 501.0, **fields}
         self.handlers["*"](event if uuid is None else {**event, "uuid": uuid})
 
@@ -104,6 +104,17 @@ class FakeResult:
     def get(self) -> Deferred[Any]:
         self.asked.append(Deferred())
         return self.asked[-1]
+
+
+class _FakeDispatch:
+    """Remembers cancelled calls."""
+
+    def __init__(self, call: TaskDeferred, cancelled: list[TaskDeferred]) -> None:
+        self._call = call
+        self._cancelled = cancelled
+
+    def cancel(self) -> None:
+        self._cancelled.append(self._call)
 
 
 class FakeClient:
@@ -136,14 +147,15 @@ class FakeClient:
     def send_task(
         self, name: str, args: list[Any], kwargs: dict[str, Any], task_id: str, **options: Any
     ) -> TaskDeferred:
-        call = TaskDeferred(task_id, name, self.cancelled.append, self._revoke)
+        call = TaskDeferred(task_id, name, self)
+        call.dispatch = _FakeDispatch(call, self.cancelled)
         self.sent.append((name, args, kwargs, options))
         self.calls.append(call)
         if self.refuse is not None:
             call.fail_published(Failure(self.refuse))
         return call
 
-    def revoke(self, task_id: str, terminate: bool = False) -> Deferred[None]:
+    def revoke(self, task_id: str, terminate: bool = False, signal: str = "SIGTERM") -> Deferred[None]:
         self.revoked.append((task_id, terminate))
         return succeed(None)
 
@@ -156,9 +168,6 @@ class FakeClient:
 
     def disconnect(self) -> Deferred[None]:
         return self.disconnected
-
-    def _revoke(self, task_id: str, terminate: bool, signal: str) -> Deferred[None]:
-        return self.revoke(task_id, terminate)
 
 
 def final(state: str, result: Any, **more: Any) -> Mapping[str, Any]:
@@ -175,7 +184,7 @@ def failure(error: Exception, traceback: str | None = None) -> Mapping[str, Any]
 
 
 class FakeSession:
-    """A WAMP session that is attached, and remembers what it publishes."""
+    """A WAMP session that is attached, and remembers what it publishes and calls."""
 
     def __init__(self) -> None:
         self.attached = True
@@ -205,8 +214,8 @@ class FakeSession:
     def provide(self, uri: str, handler: Any, invoke: str) -> Deferred[Any]:
         return self._requested(uri, invoke)
 
-    def listen(self, topic: str, match: str, listener: Any) -> Deferred[Any]:
-        self.listeners[topic] = listener
+    def listen(self, topic: str, match: str, subscriber: Any) -> Deferred[Any]:
+        self.listeners[topic] = subscriber
         return self._requested(topic, match)
 
     def refuse(self, error: str) -> None:
@@ -219,12 +228,12 @@ class FakeSession:
         return answer
 
     def topics(self, prefix: str = "celery.") -> list[str]:
-        """The topics of what was published below a prefix, in order."""
+        """The topics of the published events below a prefix, in order."""
         return [topic.removeprefix(prefix) for topic, _, _ in self.published if topic.startswith(prefix)]
 
 
 def call_details(progress: Any = None, caller: int | None = 7) -> CallDetails:
-    """What Autobahn tells an endpoint of a call."""
+    """The details of a call, as Autobahn passes them to an endpoint."""
     registration = Registration(None, 1, "procedure", None)
     return CallDetails(
         registration, progress=progress, caller=caller, caller_authid="joe", caller_authrole="user"

@@ -1,4 +1,4 @@
-"""Who answers what is asked by a task's id: this bridge, another one, or the result backend."""
+"""Questions by task id: this bridge, another one, or the result backend answers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from twisted.python.failure import Failure
 from tests.unit.wamp.conftest import error_of, result_of
 from tests.unit.wamp.fakes import success
 from twistedcelery import BrokerUnavailable, NoResultBackend, ResultBackendUnavailable
-from twistedcelery.wamp.tasks.task_ids import TaskIds
+from twistedcelery.wamp.task_ids import TaskIds
 
 NOBODYS = "11111111-1111-4111-8111-111111111111"
 
@@ -34,7 +34,7 @@ def meta(status: str, result: Any, **more: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("question", ["result", "state"])
 def test_the_bridge_that_sent_it_is_asked(question, setup, others):
-    """It gets the question, the id and who asks, and its answer is the caller's."""
+    """The other bridge gets the question, the id and the caller, and its answer goes to the caller."""
     one, task_id = setup(), others.new()
     answer = one.call(f"celery_api.{question}", task_id)
     ((procedure, args, asked),) = one.session.calls
@@ -45,7 +45,7 @@ def test_the_bridge_that_sent_it_is_asked(question, setup, others):
 
 
 def test_an_error_of_the_other_bridge(setup, others):
-    """It reaches the caller as it is."""
+    """The caller gets it unchanged."""
     one = setup()
     answer = one.call("celery_api.result", others.new())
     details = {"exc_type": "ValueError", "traceback": "x"}
@@ -68,7 +68,7 @@ def test_an_error_of_the_other_bridge(setup, others):
 )
 @pytest.mark.parametrize("kept", [False, True])
 def test_the_bridge_that_sent_it_is_gone(kept, gone, setup, others):
-    """Then the result backend is asked, where it keeps results; else nobody knows the task."""
+    """Then a result backend that keeps results is asked. Without one, the task is unknown."""
     one, task_id = setup(), others.new()
     one.client.keeps_results = kept
     answer, state = one.call("celery_api.result", task_id), one.call("celery_api.state", task_id)
@@ -84,7 +84,7 @@ def test_the_bridge_that_sent_it_is_gone(kept, gone, setup, others):
 
 
 def test_tasks_of_anybody(setup):
-    """What no bridge has sent the result backend knows, if it keeps results."""
+    """The result backend answers for tasks that no bridge sent, if it keeps results."""
     one = setup()
     keep(one)
     answer, state = one.call("celery_api.result", NOBODYS), one.call("celery_api.state", NOBODYS)
@@ -107,7 +107,7 @@ def test_tasks_of_anybody(setup):
     ],
 )
 def test_ends_that_the_backend_tells(failure, stored, uri, setup):
-    """They are the same errors as those of one's own calls."""
+    """The errors are the same as those of the caller's own calls."""
     one = setup(tracebacks=True)
     keep(one)
     answer = one.call("celery_api.result", NOBODYS)
@@ -120,7 +120,7 @@ def test_ends_that_the_backend_tells(failure, stored, uri, setup):
 
 
 def test_a_backend_that_does_not_answer(setup):
-    """A state that cannot be had is an error, not PENDING."""
+    """A backend failure is an error, not PENDING."""
     one = setup()
     keep(one)
     answer = one.call("celery_api.state", NOBODYS)
@@ -129,7 +129,7 @@ def test_a_backend_that_does_not_answer(setup):
 
 
 def test_a_backend_knows_nothing_of_callers(setup, others):
-    """Where callers have access to their own tasks only, it is not asked; the bridge that sent it is."""
+    """With access to one's own tasks only, the backend is not asked, but the bridge that sent the task is."""
     one = setup(task_access="caller")
     keep(one)
     for procedure in ("result", "revoke"):
@@ -145,13 +145,13 @@ def test_a_backend_knows_nothing_of_callers(setup, others):
 
 
 def ask(one: Any, *args: Any) -> Any:
-    """Be another bridge that asks this one."""
+    """Ask this bridge as another bridge does."""
     (uri,) = (uri for uri in one.bridge.procedures if uri.startswith("celery_admin.sent_by."))
     return one.call(uri, *args, caller=99)
 
 
 def test_another_bridge_asks(setup):
-    """It is told what the caller would be told, and revokes for whom the task is."""
+    """Another bridge gets the caller's answer, and may revoke only the caller's tasks."""
     one = setup(task_access="caller")
     one.call("celery_api.submit", "app.add", [1, 2])
     task_id, mine, others = one.last.task_id, [7, None, None], [8, "jim", "user"]
@@ -171,7 +171,7 @@ def test_another_bridge_asks(setup):
     "args", [(), ("result",), ("x", NOBODYS, [1, 2, 3]), ("state", 7, [1, 2, 3]), ("state", NOBODYS, 7)]
 )
 def test_who_asks_like_no_bridge(args, setup):
-    """It is refused."""
+    """Such a call is refused."""
     assert error_of(ask(setup(), *args)).error == "celery.error.invalid_arguments"
 
 
@@ -187,7 +187,7 @@ def test_an_id_of_its_own_that_is_forgotten(setup):
 
 
 def test_waiting_has_an_end(setup, others):
-    """``call_timeout`` holds for results asked by id, whoever is asked; the tasks go on."""
+    """``call_timeout`` limits every wait for a result by id. The tasks go on."""
     one = setup(call_timeout=5, max_in_flight=3)
     keep(one)
     one.call("celery_api.submit", "app.add", [1, 2])

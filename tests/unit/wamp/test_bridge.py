@@ -20,7 +20,7 @@ from twistedcelery import (
     ReplyUndecodable,
     Unroutable,
 )
-from twistedcelery.wamp.tasks.task_ids import TaskIds
+from twistedcelery.wamp.task_ids import TaskIds
 
 
 def test_a_call_becomes_a_task(setup):
@@ -39,7 +39,7 @@ def test_a_call_becomes_a_task(setup):
 
 
 def test_arguments_are_checked_as_celery_does(setup):
-    """Bound tasks are checked without their self; tasks with ``typing=False`` not at all."""
+    """Bound tasks are checked without ``self``, tasks with ``typing=False`` not at all."""
     one = setup()
     assert not one.call("app.bound", 1, flag=True).called
     assert error_of(one.call("app.bound")).error == "celery.error.invalid_arguments"
@@ -64,7 +64,7 @@ def test_arguments_are_checked_as_celery_does(setup):
     ],
 )
 def test_how_tasks_end_badly(meta, uri, setup):
-    """Each end has its error, with the task's id."""
+    """Each end is an error of its own, with the task's id."""
     one = setup()
     answer = one.call("app.add", 1, 2)
     one.last.finish(meta)
@@ -88,7 +88,7 @@ def test_how_tasks_end_badly(meta, uri, setup):
     ],
 )
 def test_calls_that_the_library_refuses(refused, uri, setup):
-    """The library's errors have WAMP errors; no event tells of a task that nobody sent."""
+    """Each of the library's errors is a WAMP error. No event is published of a task that was not sent."""
     one = setup(events=True)
     one.client.refuse = refused
     error = error_of(one.call("app.add", 1, 2))
@@ -98,7 +98,7 @@ def test_calls_that_the_library_refuses(refused, uri, setup):
 
 
 def test_tracebacks_stay_inside(setup):
-    """A remote traceback travels only where the configuration says so, and making text keeps it."""
+    """A remote traceback is sent only if configured. Logging the error does not remove it."""
     for tracebacks in (False, True):
         one = setup(tracebacks=tracebacks)
         answer = one.call("app.add", 1, 2)
@@ -109,7 +109,7 @@ def test_tracebacks_stay_inside(setup):
 
 
 def test_progress_goes_to_those_who_ask(setup):
-    """Each state is a progressive result; what cannot be sent is left out, and none follows the end."""
+    """Each state is a progressive result. Unencodable ones are dropped, and none follows the end."""
     one, seen = setup(), []
     answer = one.call("app.add", 1, 2, progress=lambda *result: seen.append(result))
     for meta in (1, object(), {2: 3}):
@@ -125,7 +125,7 @@ def test_progress_goes_to_those_who_ask(setup):
 
 
 def test_a_cancelled_call(setup):
-    """Cancelling revokes the task, ends the call, and lets nothing follow."""
+    """Cancelling revokes the task and ends the call. Nothing follows."""
     one, seen = setup(), []
     answer = one.call("app.add", 1, 2, progress=seen.append)
     one.last.mark_published()
@@ -146,7 +146,7 @@ def test_a_cancelled_call(setup):
     ],
 )
 def test_keeping_the_tasks_of_callers_who_leave(mode, router_says, revoked, setup):
-    """A cancel still revokes: who waits for its end is there, else the router knows."""
+    """A cancellation still revokes. Where the caller may have left, the router is asked."""
     from autobahn.wamp.exception import ApplicationError
 
     one = setup(on_caller_gone="keep")
@@ -167,7 +167,7 @@ def test_keeping_the_tasks_of_callers_who_leave(mode, router_says, revoked, setu
 
 @pytest.mark.parametrize(("policy", "revoked"), [("revoke", True), ("keep", False)])
 def test_a_call_times_out(policy, revoked, setup):
-    """After ``call_timeout`` the caller gives up, and the task is treated as that of one who left."""
+    """After ``call_timeout`` the call fails, and ``on_caller_gone`` decides about the task."""
     one, seen = setup(call_timeout=5, on_caller_gone=policy), []
     answer = one.call("app.add", 1, 2, progress=lambda *result: seen.append(result))
     one.clock.advance(4.9)
@@ -184,7 +184,7 @@ def test_a_call_times_out(policy, revoked, setup):
 
 
 def test_a_call_in_time_leaves_no_timer(setup):
-    """A timeout that was not needed does not stay behind."""
+    """No timer stays behind."""
     one = setup(call_timeout=5)
     answer = one.call("app.add", 1, 2)
     one.last.finish(success(3))
@@ -193,7 +193,7 @@ def test_a_call_in_time_leaves_no_timer(setup):
 
 
 def test_max_in_flight(setup):
-    """Past the limit a call is refused at once and nothing is sent; an end makes room."""
+    """Past the limit a call is refused at once and nothing is sent. The end of a task makes room."""
     one = setup(max_in_flight=1)
     first = one.call("app.add", 1, 2)
     assert error_of(one.call("app.add", 1, 2)).error == "celery.error.overloaded"
@@ -205,7 +205,7 @@ def test_max_in_flight(setup):
 
 
 def test_a_lost_session_cancels_nothing(setup):
-    """Its calls end with nothing said, their tasks go on, and their ends are published later."""
+    """Its calls end without an answer, their tasks go on, and their final events are published later."""
     one = setup(events=True)
     answers = [one.call("app.add", 1, 2) for _ in range(3)]
     early, late, failing = one.client.calls
@@ -225,7 +225,7 @@ def test_a_lost_session_cancels_nothing(setup):
 
 
 def test_a_replaced_session_does_not_take_the_next_ones_place(setup):
-    """The late end of an old session leaves the new one in use."""
+    """The late end of an old session does not detach the new one."""
     one = setup()
     newer = type(one.session)()
     one.bridge.attach(newer)
@@ -236,7 +236,7 @@ def test_a_replaced_session_does_not_take_the_next_ones_place(setup):
 
 
 def test_a_defect_is_not_told_to_callers(setup, logged_errors):
-    """What goes wrong inside the bridge is for its log; the caller learns that it did."""
+    """The log has the error; the caller only learns that there was one."""
     one = setup()
 
     def broken(*_: Any, **__: Any) -> Any:
@@ -250,7 +250,7 @@ def test_a_defect_is_not_told_to_callers(setup, logged_errors):
 
 
 def test_submitted_results_are_kept(setup):
-    """A result asked for after the end is as it would have been before it."""
+    """A result is the same, whether asked for before or after the end."""
     one = setup()
     submitted = one.call("celery_api.submit", "white space")
     assert not submitted.called
@@ -263,7 +263,7 @@ def test_submitted_results_are_kept(setup):
 
 
 def test_waiting_for_results_is_limited(setup):
-    """No more than ``max_in_flight`` callers wait; one who gives up makes room, and revokes nothing."""
+    """At most ``max_in_flight`` callers wait. Cancelling makes room, and revokes nothing."""
     one = setup(max_in_flight=1)
     one.call("celery_api.submit", "white space")
     one.last.mark_published()
@@ -278,14 +278,14 @@ def test_waiting_for_results_is_limited(setup):
 
 
 def test_revoke_asks_as_configured(setup):
-    """Revoking a task by its id reaches the workers, with ``terminate`` as the configuration has it."""
+    """A revoke by id reaches the workers, with ``terminate`` as configured."""
     one = setup(terminate=True)
     assert result_of(one.call("celery_api.revoke", "1" * 32)) is None
     assert one.client.revoked == [("11111111-1111-1111-1111-111111111111", True)]
 
 
 def test_the_end_of_the_process_does_not_wait_for_ever(setup):
-    """Stopping gives up on a broker that does not let go, once the session has left."""
+    """Stopping does not wait for a broker that does not close, once the session has left."""
     one = setup()
     stopped: list[None] = []
     one.bridge.stop().addCallback(stopped.append)
@@ -298,7 +298,7 @@ def test_the_end_of_the_process_does_not_wait_for_ever(setup):
 
 
 def test_the_ids_of_tasks(setup):
-    """Every task that a bridge sends has an id that other bridges know for a bridge's."""
+    """Other bridges recognise the id of every task that a bridge sends."""
     one = setup()
     one.call("app.add", 1, 2)
     one.call("celery_api.submit", "white space")
@@ -307,7 +307,7 @@ def test_the_ids_of_tasks(setup):
 
 
 def test_the_limit_of_one_caller(setup):
-    """It counts what is in flight now, by session; nothing is remembered of who has nothing."""
+    """It counts the tasks in flight by session, and keeps no counter at zero."""
     one = setup(max_in_flight_per_caller=1)
     for session in (7, 8, None):
         one.call("app.add", 1, 2, caller=session)

@@ -1,4 +1,4 @@
-"""The command ``twistedcelery bridge``: what it makes of its options."""
+"""The options of the command ``twistedcelery bridge``."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from twistedcelery.wamp.process.runner import Runner
 
 @pytest.fixture
 def given(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What the command line hands on."""
+    """The options that the command line passes on."""
     given: dict[str, Any] = {}
     monkeypatch.setattr(command, "run", lambda **options: given.update(options) or 7)
     return given
 
 
 def test_bridge_options(given: dict[str, Any]) -> None:
-    """``bridge`` hands its options on, and its status back."""
+    """``bridge`` passes its options on, and returns the exit status."""
     arguments = ["--url", "rs://x:1", "--realm", "r", "-A", "app", "--config", "f", "--set", "a=1=2"]
     assert cli.main(["bridge", *arguments]) == 7
     settings = [("app", "app"), ("a", "1=2")]
@@ -30,13 +30,13 @@ def test_bridge_options(given: dict[str, Any]) -> None:
 
 
 def test_bridge_without_options(given: dict[str, Any]) -> None:
-    """Without options it looks for a router where the shipped node has it."""
+    """By default it connects to the shipped node."""
     assert cli.main(["bridge"]) == 7
     assert given == {"url": "ws://127.0.0.1:8080/ws", "realm": "realm1", "config": None, "settings": []}
 
 
 def test_a_setting_without_a_value(given: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
-    """What is no KEY=VALUE is refused before anything starts."""
+    """An argument that is no KEY=VALUE is refused before anything starts."""
     with pytest.raises(SystemExit, match="2"):
         cli.main(["bridge", "--set", "events"])
     assert "'events' is no KEY=VALUE" in capsys.readouterr().err
@@ -44,7 +44,7 @@ def test_a_setting_without_a_value(given: dict[str, Any], capsys: pytest.Capture
 
 
 def test_configuration(tmp_path: Path) -> None:
-    """Settings go before the file, and are JSON where they can be."""
+    """Settings override the file, and are parsed as JSON where possible."""
     file = tmp_path / "bridge.json"
     file.write_text('{"app": "one", "events": true}')
     settings = [("app", "two"), ("events", "[]"), ("prefix", "x"), ("max_in_flight", "3")]
@@ -58,7 +58,7 @@ def test_configuration(tmp_path: Path) -> None:
     [(None, "cannot be read: .*No such file"), ("{", "cannot be read"), ("[]", "no JSON object")],
 )
 def test_configuration_that_is_none(text: str | None, says: str, tmp_path: Path) -> None:
-    """A file that is missing or wrong is named."""
+    """The error names a file that is missing or wrong."""
     file = tmp_path / "bridge.json"
     if text is not None:
         file.write_text(text)
@@ -68,6 +68,6 @@ def test_configuration_that_is_none(text: str | None, says: str, tmp_path: Path)
 
 @pytest.mark.parametrize("url", ["http://x", "ws://", "ws://x:port", "rs://unix:/tmp/x", "celery"])
 def test_urls_of_no_router(url: str) -> None:
-    """What is no URL of a router is refused before anything starts."""
+    """Such a URL is refused before anything starts."""
     with pytest.raises(ConfigurationError, match="is no URL of a WAMP router"):
         Runner(Clock(), url, "realm1", {})

@@ -1,4 +1,4 @@
-"""The bridge's configuration, and what is said of one that is wrong."""
+"""The bridge's configuration, and the errors of a wrong one."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ import pytest
 
 from twistedcelery import ConfigurationError
 from twistedcelery.wamp import config
-from twistedcelery.wamp.config import Configuration
+from twistedcelery.wamp.config import Configuration, Trigger
 from twistedcelery.wamp.tasks.exposed import load_application
-from twistedcelery.wamp.trigger import Trigger
 
 TRIGGER = {"topic": "com.example.uploaded", "task": "app.add"}
 
 
 def test_the_defaults():
-    """Everything but the application has a default, which is the documented one."""
+    """Every key but the application has its documented default."""
     assert Configuration.parse({"app": "my_app"}, {}) == Configuration(
         app="my_app",
         prefix="celery",
@@ -47,12 +46,12 @@ def test_the_defaults():
 
 
 def test_every_key_is_checked():
-    """No setting exists that users cannot write, and none that is not checked."""
+    """Each setting has a key, and each key has a check."""
     assert set(config._CHECKS) == {field.name for field in fields(Configuration)}
 
 
 def test_the_application_from_the_environment():
-    """``TWISTEDCELERY_APP`` counts where the configuration names no application."""
+    """``TWISTEDCELERY_APP`` names the application if the configuration does not."""
     environ = {"TWISTEDCELERY_APP": "from_environment"}
     assert Configuration.parse({}, environ).app == "from_environment"
     assert Configuration.parse({"app": "my_app"}, environ).app == "my_app"
@@ -60,7 +59,7 @@ def test_the_application_from_the_environment():
 
 
 def test_no_application_at_all(monkeypatch):
-    """With tasks from workers alone, the URLs in Celery's own variables do."""
+    """With tasks from workers only, Celery's own environment variables are enough."""
     environ = {"CELERY_BROKER_URL": "amqp://joe@host//"}
     assert Configuration.parse({"discover": "workers"}, environ).app is None
     assert Configuration.parse({"discover": "workers", "app": "my_app"}, environ).app == "my_app"
@@ -76,12 +75,12 @@ def test_no_application_at_all(monkeypatch):
 
 
 def test_what_crossbar_adds_is_no_mistake():
-    """Crossbar puts its own directory into every component's configuration."""
+    """Crossbar adds its own directory to every component's configuration."""
     assert Configuration.parse({"app": "my_app", "cbdir": "/node"}, {}).app == "my_app"
 
 
 def test_events():
-    """``true`` stands for every event, ``false`` for none."""
+    """``true`` means every event, ``false`` none."""
     parse = Configuration.parse
     assert parse({"app": "a", "events": False}, {}).events == frozenset()
     assert parse({"app": "a", "events": []}, {}).events == frozenset()
@@ -146,7 +145,7 @@ def test_events():
     ],
 )
 def test_mistakes(extra, says):
-    """The error names the key, what was found, and what is accepted."""
+    """The error names the key, what was found and what is accepted."""
     with pytest.raises(ConfigurationError) as refused:
         Configuration.parse(extra if extra == {} else {"app": "my_app", **extra}, {})
     assert says in str(refused.value)
@@ -167,7 +166,7 @@ def test_triggers():
 
 
 def test_values_of_unknown_keys_are_not_shown():
-    """A secret under a key that does not exist stays out of the log."""
+    """A secret under an unknown key does not reach the log."""
     with pytest.raises(ConfigurationError) as refused:
         Configuration.parse({"app": "my_app", "ticket": "s3cret"}, {})
     assert "s3cret" not in str(refused.value)
@@ -182,7 +181,7 @@ def test_values_of_unknown_keys_are_not_shown():
     ],
 )
 def test_applications_that_are_none(source: str | None, says: str, tmp_path: Path, monkeypatch) -> None:
-    """What goes wrong while the application is imported is told as a wrong ``app``."""
+    """An application that fails to import is an error of the key ``app``."""
     monkeypatch.syspath_prepend(tmp_path)
     name = f"module_{abs(hash(says))}"
     if source is not None:

@@ -1,4 +1,4 @@
-"""A component in Crossbar's container: Crossbar connects it once, and it sees to the rest itself."""
+"""A component in Crossbar's container: Crossbar connects it once, then it reconnects itself."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactorClock
 from twisted.protocols.tls import TLSMemoryBIOFactory
 
-from twistedcelery.wamp.process import container as module
-from twistedcelery.wamp.process.container import component_of, joined_component
-from twistedcelery.wamp.process.keeping import FIRST_DELAY
+from twistedcelery.wamp.router import container as module
+from twistedcelery.wamp.router.container import component_of, joined_component
+from twistedcelery.wamp.router.reconnect import FIRST_DELAY
 
 
 class Session:
-    """A session of the bridge, as far as a component knows it."""
+    """A session of the bridge, as far as a component uses it."""
 
     def __init__(self, factory: Any, extra: Any) -> None:
         self.config = SimpleNamespace(realm="realm1", extra=extra)
@@ -55,7 +55,7 @@ class Container:
         return Session(self.factory, {"cbdir": "/node"} if extra is None else extra)
 
     def next_session(self) -> Session:
-        """The router takes the latest connection."""
+        """The router accepts the latest connection."""
         self.is_closed = Deferred()
         self.attempts[-1].callback(self)
         return self.session()
@@ -76,7 +76,7 @@ def container(monkeypatch: pytest.MonkeyPatch) -> Container:
 
 
 def test_crossbar_is_not_told_of_a_lost_connection(container):
-    """The bridge connects again by itself, as often as it must, and each session is of the same component."""
+    """The bridge reconnects as often as necessary, and each session belongs to the same component."""
     first = container.session()
     assert component_of(first) is None
     component = joined_component(first, container.clock)
@@ -95,7 +95,7 @@ def test_crossbar_is_not_told_of_a_lost_connection(container):
 
 
 def test_crossbar_stops_the_component(container):
-    """The session of today leaves, none follows, and Crossbar hears of the end of the first."""
+    """The current session leaves, none follows, and Crossbar learns that the first one has ended."""
     first = container.session()
     component = joined_component(first, container.clock)
     told: list[None] = []
@@ -118,7 +118,7 @@ def test_crossbar_stops_the_component(container):
 
 @pytest.mark.parametrize("lost", [False, True])
 def test_crossbar_stops_a_component_that_never_came_back(lost, container):
-    """Its first session leaves, or it gives up connecting; either way Crossbar is told."""
+    """Its first session leaves, or it stops reconnecting. Either way Crossbar learns that."""
     first = container.session()
     component = joined_component(first, container.clock)
     component.joined()
@@ -141,7 +141,7 @@ def test_crossbar_stops_a_component_that_never_came_back(lost, container):
     [(object(), {}), (object(), None), (None, {"cbdir": "/node"})],
 )
 def test_outside_of_a_container(factory, extra, container):
-    """Whoever else runs the bridge sees to its connection; in a router's process it has none."""
+    """Other runners reconnect themselves. In a router's process there is no connection."""
     session = Session(factory, extra)
     if factory is None:
         del session.transport.factory
@@ -167,7 +167,7 @@ def connected(transport: Any, destination: Any) -> Any:
 )
 @pytest.mark.parametrize("secure", [False, True])
 def test_the_way_of_the_first_connection(destination, endpoint, name, secure, monkeypatch):
-    """Further ones go to the same place, by its name, and check the same certificate."""
+    """Reconnecting uses the same host name, and checks the same certificate."""
     connecting = []
 
     def connect(self, factory):

@@ -1,4 +1,4 @@
-"""What workers announce becomes procedures, and goes with them."""
+"""Tasks that workers announce become procedures, and vanish with the workers."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from tests.unit.wamp.conftest import error_of, result_of
 from tests.unit.wamp.fakes import call_details, success
 from tests.unit.wamp.test_triggers import event
 from twistedcelery import BrokerUnavailable, ConfigurationError, InvalidCall
-from twistedcelery.wamp.workers.announced import AnnouncedTasks, parse_registered
-from twistedcelery.wamp.workers.discovery import ASK_INTERVAL, FAREWELL, GRACE
+from twistedcelery.wamp.tasks.announced import AnnouncedTasks, parse_registered
+from twistedcelery.wamp.tasks.discovery import ASK_INTERVAL, FAREWELL, GRACE
 
 TASK = " [ignore_result=False]"
 
@@ -28,22 +28,22 @@ class Workers:
 
     @property
     def asked(self) -> list[Any]:
-        """Whom each question was for."""
+        """The workers that each query was sent to."""
         return [options["destination"] for _, _, _, options, _ in self._client.control.sent]
 
     def reply(self, worker: str, *tasks: str) -> None:
-        """A worker replies to the latest question."""
+        """A worker replies to the latest query."""
         name, args, _, options, _ = self._client.control.sent[-1]
         assert (name, args) == ("registered", ("ignore_result",))
         options["callback"]({worker: [text if "[" in text else text + TASK for text in tasks]})
 
     def leave(self, worker: str) -> None:
-        """A worker says goodbye, and means it."""
+        """A worker goes offline for good."""
         self.stream.tell("worker-offline", worker)
         self.clock.advance(FAREWELL)
 
     def pass_time(self, seconds: float, heartbeats: tuple[str, ...] = ()) -> None:
-        """Time passes, in which some workers go on as they do."""
+        """Time passes, in which some workers send heartbeats."""
         for _ in range(int(seconds)):
             for worker in heartbeats:
                 self.stream.tell("worker-heartbeat", worker)
@@ -52,7 +52,7 @@ class Workers:
 
 @pytest.fixture
 def start(setup):
-    """``start(**extra)``: a bridge that is connected and has asked; and its workers."""
+    """``start(**extra)``: a bridge that is connected and has asked its workers, and those workers."""
 
     def started(discover: str = "workers", **extra: Any) -> tuple[Any, Workers]:
         one = setup(discover=discover, **extra)
@@ -84,12 +84,12 @@ def tasks_of(one: Any) -> list[str]:
     ],
 )
 def test_replies_of_workers(reply, tasks):
-    """Names may hold anything; what is no name is left out."""
+    """Names may contain anything. Entries that are no names are skipped."""
     assert parse_registered(reply) == tasks
 
 
 def test_tasks_of_several_workers():
-    """A task is there as long as somebody has it; it ignores its result where all say so."""
+    """A task exists while any worker has it. It ignores its result if all of them say so."""
     changes: list[Any] = []
     announced = AnnouncedTasks(lambda name, ignores: changes.append((name, ignores)))
     announced.put("one", {"a": True, "b": False})
@@ -106,7 +106,7 @@ def test_tasks_of_several_workers():
 
 
 def test_what_workers_announce_is_callable(start):
-    """Tasks of workers are called by name alone; nothing is known of their arguments."""
+    """Tasks of workers are called by name. Their arguments are not checked."""
     one, workers = start()
     assert tasks_of(one) == []
     assert error_of(one.call("celery_api.submit", "app.add", [1, 2])).error == "celery.error.unknown_task"
@@ -126,7 +126,7 @@ def test_what_workers_announce_is_callable(start):
 
 
 def test_the_application_knows_better(start):
-    """With both sources, the application's tasks stay what they are, with and without workers."""
+    """With both sources, the application's tasks do not change with the workers."""
     one, workers = start("both")
     own = tasks_of(one)
     workers.reply("w1", "app.add", "theirs")
@@ -137,7 +137,7 @@ def test_the_application_knows_better(start):
 
 
 def test_include_and_exclude(start):
-    """They hold for what workers announce as well; Celery's own tasks stay out."""
+    """They also apply to what workers announce. Celery's own tasks are excluded."""
     one, workers = start(include=["theirs.*", "celery.*"], exclude=["celery.*", "*.secret"])
     workers.reply("w1", "theirs.a", "theirs.secret", "other", "celery.backend_cleanup")
     assert tasks_of(one) == ["theirs.a"]
@@ -153,7 +153,7 @@ def test_include_and_exclude(start):
     ],
 )
 def test_names_that_make_no_uri(name, reason, start):
-    """They are listed with a reason, called by ``submit``, and go with their worker."""
+    """Such tasks are listed with a reason, can be submitted, and vanish with their worker."""
     one, workers = start()
     workers.reply("w1", name, "fine", "error.task_failed")
     assert tasks_of(one) == ["error.task_failed", "fine"]
@@ -168,14 +168,14 @@ def test_names_that_make_no_uri(name, reason, start):
 
 @pytest.mark.parametrize("name", ["\ud800", "\0binary"])
 def test_names_that_nobody_can_say(name, start):
-    """What WAMP cannot carry does not keep the others from being listed."""
+    """Names that WAMP cannot carry are left out of the list."""
     one, workers = start()
     workers.reply("w1", name, "fine")
     assert [each["name"] for each in result_of(one.call("celery_api.tasks"))] == ["fine"]
 
 
 def test_a_worker_comes_online(start):
-    """It is asked a moment later, together with others, and again while it does not reply."""
+    """It is asked a moment later, together with others, and again until it replies."""
     one, workers = start()
     workers.stream.tell("worker-online", "w1")
     workers.stream.tell("worker-online", "w2")
@@ -195,7 +195,7 @@ def test_a_worker_comes_online(start):
 
 
 def test_a_worker_starts_anew(start):
-    """What it had is replaced by what it has, once it has told."""
+    """Its old tasks are replaced once it has replied."""
     one, workers = start()
     workers.reply("w1", "a", "b")
     workers.stream.tell("worker-online", "w1")
@@ -207,7 +207,7 @@ def test_a_worker_starts_anew(start):
 
 
 def test_a_worker_goes(start):
-    """A goodbye takes what nobody else has; a task of it in flight goes on."""
+    """Tasks that no other worker has vanish. Those in flight go on."""
     one, workers = start()
     workers.reply("w1", "a", "b")
     workers.reply("w2", "b")
@@ -222,7 +222,7 @@ def test_a_worker_goes(start):
 
 
 def test_a_late_goodbye(start):
-    """A worker that has lost the broker says goodbye when it is back, and then hello: it was never away."""
+    """A worker that lost the broker reports itself offline just before it is online again: it stays."""
     one, workers = start()
     workers.reply("w1", "a")
     workers.reply("w2", "b")
@@ -236,7 +236,7 @@ def test_a_late_goodbye(start):
 
 
 def test_a_silent_worker(start, said):
-    """After a minute without a sign of life it counts as gone; a heartbeat or a reply is one."""
+    """A worker is removed after a minute without a heartbeat or a reply."""
     one, workers = start()
     workers.reply("w1", "a")
     workers.reply("w2", "b")
@@ -253,7 +253,7 @@ def test_a_silent_worker(start, said):
 
 
 def test_a_lost_broker_connection(start):
-    """It takes nothing away, however long it lasts; afterwards everybody is asked at once."""
+    """It removes no task, however long it lasts. Afterwards all workers are asked at once."""
     one, workers = start()
     workers.reply("w1", "a")
     workers.stream.connected = False
@@ -270,7 +270,7 @@ def test_a_lost_broker_connection(start):
 
 @pytest.mark.parametrize("hostname", [None, 7, ["w1"], {}])
 def test_odd_events(hostname, start):
-    """Whatever an event says, nothing breaks."""
+    """An event with an odd hostname is ignored."""
     one, workers = start()
     for said in ("worker-online", "worker-heartbeat", "worker-offline"):
         workers.stream.tell(said, hostname)
@@ -281,7 +281,7 @@ def test_odd_events(hostname, start):
 
 
 def test_workers_cannot_be_asked(start, said):
-    """It is said once, and tried again."""
+    """The failure is logged once, and the query repeated."""
     one, workers = start()
     for _ in range(3):
         one.client.control.sent[-1][4].errback(Failure(BrokerUnavailable("no broker")))
@@ -293,7 +293,7 @@ def test_workers_cannot_be_asked(start, said):
 
 
 def test_there_can_be_no_events(setup, said):
-    """Where the library refuses, it is said, and the bridge does what it can."""
+    """If the library refuses, that is logged, and the bridge serves the application's tasks."""
     one = setup(discover="both")
     one.bridge._discovery._stream = None
 
@@ -307,7 +307,7 @@ def test_there_can_be_no_events(setup, said):
 
 
 def test_stopping(start):
-    """A bridge that stops leaves no timer, and hears nothing more."""
+    """A bridge that stops leaves no timer, and ignores later events."""
     one, workers = start()
     workers.reply("w1", "a")
     workers.stream.tell("worker-online", "w2")
@@ -321,7 +321,7 @@ def test_stopping(start):
 
 
 def test_a_trigger_of_a_task_that_is_not_there_yet(start, said):
-    """It works while a worker has the task; until then an event submits nothing, and says so."""
+    """The trigger works while a worker has the task. Without one, an event only causes a warning."""
     trigger = {"topic": "com.example.wanted", "task": "theirs"}
     one, workers = start(triggers=[trigger])
     one.session.requests.pop()[2].callback(None)
@@ -335,31 +335,31 @@ def test_a_trigger_of_a_task_that_is_not_there_yet(start, said):
 
 
 def test_a_trigger_of_a_task_that_cannot_come(setup):
-    """Where only the application's tasks count, a trigger of another one is a mistake."""
+    """Without discovery, a trigger of an unknown task is a configuration error."""
     with pytest.raises(ConfigurationError, match="the name of a task that this bridge exposes"):
         setup(triggers=[{"topic": "com.example.wanted", "task": "theirs"}])
 
 
 def test_the_stream_is_that_of_workers_alone(start):
-    """Task events are not asked for: there may be thousands a second."""
+    """It does not subscribe to task events: there may be thousands a second."""
     _, workers = start()
     assert workers.stream.options == {"routing_key": "worker.#"}
 
 
 def test_changes_reach_the_session(start):
-    """What appears is registered in the session that is there, and what vanishes taken back."""
-    from twistedcelery.wamp.procedures import Registrations
+    """New tasks are registered in the current session, and tasks that vanish are unregistered."""
+    from twistedcelery.wamp.router.registrations import Registrations
 
     one, workers = start()
-    taken_back: list[Any] = []
+    withdrawn: list[Any] = []
 
-    def take_back(registration: Any) -> Deferred[Any]:
-        taken_back.append(registration)
+    def withdraw(registration: Any) -> Deferred[Any]:
+        withdrawn.append(registration)
         answer: Deferred[Any] = Deferred()
         answer.callback(None)
         return answer
 
-    one.session.take_back = take_back
+    one.session.withdraw = withdraw
     registrations = Registrations(one.session, one.bridge.procedures, "roundrobin")
     registrations.start()
     while one.session.requests:
@@ -368,6 +368,6 @@ def test_changes_reach_the_session(start):
     uri, invoke, answer = one.session.requests.pop()
     assert (uri, invoke) == ("celery.a", "roundrobin")
     workers.leave("w1")
-    assert taken_back == []
+    assert withdrawn == []
     answer.callback("the registration")
-    assert taken_back == ["the registration"]
+    assert withdrawn == ["the registration"]

@@ -1,4 +1,4 @@
-"""What a bridge, and the leader among bridges, makes of Celery's event stream."""
+"""A bridge, and the leader among bridges, reads Celery's event stream."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from twistedcelery import Disconnected
 from twistedcelery.wamp.config import Configuration
 from twistedcelery.wamp.events.celery_events import observe
 from twistedcelery.wamp.events.worker_topics import MIN_SILENCE
-from twistedcelery.wamp.tasks.task_ids import TaskIds
+from twistedcelery.wamp.task_ids import TaskIds
 
 FOREIGN = "11111111-1111-4111-8111-111111111111"
 
@@ -29,14 +29,14 @@ def leader(setup: Any, **extra: Any) -> tuple[Any, Any]:
 
 
 def answer_names(one: Any, **answers: Any) -> None:
-    """What workers say of the tasks that they have."""
+    """The workers' replies about the tasks that they have."""
     for name, _, _, options, answer in one.client.control.sent:
         if options is not None and not answer.called:
             answer.callback(answers.get(name))
 
 
 def test_a_task_of_somebody_else(setup):
-    """The leader publishes it as it publishes its own, on both topics, by the time of the worker."""
+    """The leader publishes it like a bridge's own, on both topics, with the worker's time."""
     one, stream = leader(setup, events=True)
     stream.send("task-received", FOREIGN, name="app.add", args="(1, 2)", kwargs="{}")
     stream.send("task-started", FOREIGN)
@@ -61,7 +61,7 @@ def test_a_task_of_somebody_else(setup):
 
 
 def test_what_the_configuration_hides(setup):
-    """Tasks that are not exposed, and events that are not wanted, are not published."""
+    """Tasks that are not exposed, and events that are not configured, are not published."""
     one, stream = leader(setup, exclude=["secret.*"])
     for name in ("secret.task", "app.add"):
         task_id = uuid()
@@ -81,7 +81,7 @@ def test_what_the_configuration_hides(setup):
     ],
 )
 def test_what_the_leader_reads(extra, key, setup):
-    """No more than is to be published."""
+    """The leader subscribes to no more than it publishes."""
     one, stream = leader(setup, **extra)
     assert stream.options == {"routing_key": key}
     stream.send("task-received", FOREIGN, name="app.add")
@@ -90,14 +90,14 @@ def test_what_the_leader_reads(extra, key, setup):
 
 
 def test_a_bridge_with_nothing_to_lead(setup):
-    """It does not compete, and reads no events."""
+    """It does not try to become the leader, and reads no events."""
     one = setup(events=False, worker_events=False)
     assert one.session.requests == []
     assert one.client.streams == []
 
 
 def test_the_tasks_of_other_bridges(setup):
-    """They are left to those who have sent them; bridges of another prefix or realm are others."""
+    """The bridges that sent them publish them. Bridges of another prefix or realm do not count."""
     one, stream = leader(setup)
     for task_id in (TaskIds("realm1", "celery").new(), TaskIds("realm1", "x").new()):
         stream.send("task-received", task_id, name="app.add")
@@ -107,12 +107,12 @@ def test_the_tasks_of_other_bridges(setup):
 
 
 def test_a_leader_that_is_replaced(setup):
-    """It publishes nothing more of others at once; the next one reads from a stream of its own."""
+    """It stops publishing foreign tasks at once. The next leader opens a stream of its own."""
     one, stream = leader(setup)
     stream.send("task-received", FOREIGN, name="app.add")
     stream.send("task-progress", FOREIGN, step=1)
     stream.send("task-progress", FOREIGN, step=2)
-    one.bridge.withdraw(one.session)
+    one.bridge.drain(one.session)
     stream.send("task-succeeded", FOREIGN)
     stream.send("worker-heartbeat", active=1)
     one.clock.advance(60)
@@ -134,7 +134,7 @@ def test_a_leader_that_is_replaced(setup):
 
 
 def test_a_session_that_is_lost(setup):
-    """Ends of others' tasks are not kept for the next session: the next leader may publish them."""
+    """Final events of foreign tasks are not kept: the next leader may publish them."""
     one, stream = leader(setup)
     stream.send("task-received", FOREIGN, name="app.add")
     one.session.attached = False
@@ -146,7 +146,7 @@ def test_a_session_that_is_lost(setup):
 
 
 def test_tasks_that_run_already(setup):
-    """A new leader asks workers for the names of the tasks that they have, and misses no events of these."""
+    """A new leader asks workers for the names of their tasks, and misses none of these tasks' events."""
     one = setup()
     stream = one.lead()
     ids = [uuid() for _ in range(4)]
@@ -165,7 +165,7 @@ def test_tasks_that_run_already(setup):
 
 
 def test_workers_that_answer_nonsense(setup, said):
-    """What they say of their tasks is not needed for what follows."""
+    """Later events do not depend on these replies."""
     one = setup()
     stream = one.lead()
     answer_names(one, active={"w1": [{"no": "id"}]})
@@ -176,7 +176,7 @@ def test_workers_that_answer_nonsense(setup, said):
 
 
 def test_a_task_that_replaces_itself(setup):
-    """Its id goes on with another task's name, and so do its events."""
+    """The id continues under another task's name, and so do its events."""
     one, stream = leader(setup, events=["received", "succeeded"])
     stream.send("task-received", FOREIGN, name="app.add")
     stream.send("task-received", FOREIGN, name="app.bound")
@@ -185,7 +185,7 @@ def test_a_task_that_replaces_itself(setup):
 
 
 def test_what_only_the_stream_tells_of_own_tasks(setup):
-    """A bridge that wants it reads the stream whether it leads or not, and one stream is enough."""
+    """A bridge reads them from the stream whether it leads or not, with one stream only."""
     one = setup(events=["sent", "received", "succeeded"])
     (own,) = one.client.streams
     assert own.options == {"routing_key": "task.#"}
@@ -198,7 +198,7 @@ def test_what_only_the_stream_tells_of_own_tasks(setup):
     assert one.session.topics() == ["app.add.sent", "app.add.received", "app.add.succeeded"]
     stream = one.lead()
     assert own.closed
-    one.bridge.withdraw(one.session)
+    one.bridge.drain(one.session)
     assert not stream.closed
     one.call("app.add", 1, 2)
     stream.send("task-received", one.last.task_id, name="app.add")
@@ -207,10 +207,10 @@ def test_what_only_the_stream_tells_of_own_tasks(setup):
 
 
 def test_tasks_that_keep_their_results(setup):
-    """Celery's events alone tell of them, so the leader publishes them, whoever has sent them."""
+    """Only Celery's event stream reports them, so the leader publishes them."""
     one, stream = leader(setup, events=True)
     one.call("app.untyped", 1)
-    one.last.finish_unheard()
+    one.last.finish_joined(None)
     assert one.session.topics() == []
     stream.send("task-received", one.last.task_id, name="app.untyped")
     stream.send("task-succeeded", one.last.task_id)
@@ -218,7 +218,7 @@ def test_tasks_that_keep_their_results(setup):
 
 
 def test_workers_are_asked_to_send_events(setup):
-    """Where it is configured: each with its first heartbeat, when it surely listens."""
+    """Each is asked at its first heartbeat, when it certainly listens."""
     one, stream = leader(setup, enable_events=True, worker_events=False, events=["succeeded"])
     for kind in ("online", "heartbeat", "heartbeat", "online", "heartbeat"):
         stream.send(f"worker-{kind}", hostname="w2")
@@ -228,7 +228,7 @@ def test_workers_are_asked_to_send_events(setup):
 
 
 def test_a_worker_that_could_not_be_asked(setup, said):
-    """It is asked again, and the log says why."""
+    """It is asked again, and the reason is logged."""
     one, stream = leader(setup, enable_events=True)
     stream.send("worker-heartbeat")
     one.client.control.sent[-1][-1].errback(Disconnected("no broker"))
@@ -238,7 +238,7 @@ def test_a_worker_that_could_not_be_asked(setup, said):
 
 
 def test_a_broker_that_has_no_events(setup, said):
-    """The bridge goes on without them, and says so."""
+    """The bridge works without them, and logs that."""
     one = setup()
 
     def refuse(*_: Any, **__: Any) -> None:
@@ -247,7 +247,7 @@ def test_a_broker_that_has_no_events(setup, said):
     one.client.events = refuse
     one.session.requests.pop(0)[2].callback(None)
     assert said[-1] == "Celery's events cannot be read: gone"
-    one.bridge.withdraw(one.session)
+    one.bridge.drain(one.session)
 
 
 WORKER = {"freq": 2.0, "active": 1, "processed": 7, "loadavg": [0.1, 0.2, 0.3], "pid": 9}
@@ -264,7 +264,7 @@ def workers(one: Any) -> list[tuple[str, dict[str, Any]]]:
 
 
 def test_workers_come_and_go(setup):
-    """Each of a worker's own events is published, with what it says of itself."""
+    """Each of a worker's events is published, with its fields."""
     one, stream = leader(setup)
     for kind in ("online", "heartbeat", "offline"):
         stream.send(f"worker-{kind}", **WORKER, **SOFTWARE, clock=3)
@@ -279,7 +279,7 @@ def test_workers_come_and_go(setup):
 
 
 def test_a_worker_that_falls_silent(setup):
-    """It is gone after three heartbeats, and at least ten seconds, without a word; and it may come back."""
+    """It is offline after three missed heartbeats, and at least ten seconds. It may come back."""
     one, stream = leader(setup)
     stream.send("worker-heartbeat", **WORKER)
     stream.send("worker-heartbeat", hostname="slow", **{**WORKER, "freq": 10.0})
@@ -295,7 +295,7 @@ def test_a_worker_that_falls_silent(setup):
 
 
 def test_nobody_is_silent_whom_nobody_can_hear(setup):
-    """While there is no connection to the broker, no worker counts as gone; after it each has its time."""
+    """While the stream is not connected, no worker counts as offline. Then each has its full time again."""
     one, stream = leader(setup)
     stream.send("worker-heartbeat", **WORKER)
     stream.connected = False
@@ -308,7 +308,7 @@ def test_nobody_is_silent_whom_nobody_can_hear(setup):
 
 
 def test_a_worker_without_heartbeats(setup):
-    """One that only answers when it is asked is not waited for."""
+    """A worker that only answers queries never counts as silent."""
     one, stream = leader(setup)
     stream.send("worker-heartbeat", freq=5, **SOFTWARE)
     one.clock.pump([1] * 60)
@@ -316,7 +316,7 @@ def test_a_worker_without_heartbeats(setup):
 
 
 def test_a_role_that_may_not_lead(setup, said):
-    """The log says it, and the bridge serves its callers."""
+    """That is logged, and the bridge serves its callers."""
     one = setup()
     one.session.refuse(ApplicationError.NOT_AUTHORIZED)
     assert said[-1] == "celery_admin.leader could not be registered: wamp.error.not_authorized"
@@ -353,7 +353,7 @@ def observed(type_: str, config: Any = None, **fields: Any) -> Any:
     ],
 )
 def test_exceptions_in_words(text, expected):
-    """Type and message are taken from an exception's ``repr()``, whatever that is."""
+    """Type and message are parsed from any ``repr()``."""
     details = observed("task-failed", exception=text).details
     assert (details["exc_type"], details["exc_message"]) == expected
 
@@ -368,7 +368,7 @@ def test_times_of_other_time_zones():
 
 
 def test_what_may_be_published_of_somebodys_task():
-    """Arguments and results are the text that Celery has of them, and have names of their own."""
+    """Arguments and results are Celery's shortened text, under names of their own."""
     config = {"publish_arguments": True, "publish_results": True, "tracebacks": True}
     received = observed("task-received", config, name="app.add", args="(1, 2)", kwargs="{}")
     assert received.details == {"argsrepr": "(1, 2)", "kwargsrepr": "{}"}
@@ -379,9 +379,9 @@ def test_what_may_be_published_of_somebodys_task():
 
 
 def test_progress_that_a_task_tells_of_itself():
-    """An event of the task's own named ``task-progress`` is progress; its fields are the meta."""
+    """A task's own event ``task-progress`` is progress, with its fields as ``meta``."""
     progress = observed("task-progress", current=3, total=10, hostname="w1", pid=1, clock=2, utcoffset=0)
-    assert (progress.event, progress.state) == ("progress", "PROGRESS")
+    assert (progress.kind.name, progress.kind.state) == ("progress", "PROGRESS")
     assert progress.details == {"meta": {"current": 3, "total": 10}}
 
 
@@ -389,13 +389,13 @@ def test_progress_that_a_task_tells_of_itself():
     "fields", [{"type": "task-custom"}, {"uuid": None}, {"uuid": ""}, {"uuid": 3}, {"type": "x"}]
 )
 def test_what_is_no_event_of_a_task(fields):
-    """It is passed over."""
+    """Such an event is ignored."""
     assert observed(**{"type_": fields.pop("type", "task-started"), **fields}) is None
 
 
 @pytest.mark.parametrize("value", [float("nan"), 2**70, "\0x", "\ud800"])
 def test_what_wamp_cannot_carry(value, setup, said):
-    """Such an event of somebody's task is left out, and the next one is published."""
+    """Such an event of a foreign task is dropped, and the next one is published."""
     one, stream = leader(setup)
     stream.send("task-received", FOREIGN, name="app.add")
     stream.send("task-progress", FOREIGN, value=value)

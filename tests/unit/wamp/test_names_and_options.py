@@ -1,4 +1,4 @@
-"""URIs, ``celery_options``, and the memory for submitted results."""
+"""URIs, ``celery_options``, callers, and the memory for submitted results."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from autobahn.wamp.message import check_or_raise_uri
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twistedcelery.wamp.callers.submitted import EndedTask, EndedTasks
+from twistedcelery.wamp.callers.known_tasks import EndedTask, EndedTasks
 from twistedcelery.wamp.invocation import Caller
-from twistedcelery.wamp.tasks.options import (
+from twistedcelery.wamp.options import (
     DEFAULT_OPTIONS,
     KNOWN_OPTIONS,
     NotAllowed,
@@ -20,12 +20,13 @@ from twistedcelery.wamp.tasks.options import (
     parse_options,
 )
 from twistedcelery.wamp.uris import Uris, why_not_a_uri
+from twistedcelery.wamp.values import Normalised
 
 uris = Uris("com.example.celery")
 
 
 def test_uris():
-    """The three spaces hang below one prefix, and an id loses its dashes."""
+    """All spaces begin with the prefix, and an id loses its dashes."""
     assert uris.task("my_app.add") == "com.example.celery.my_app.add"
     assert uris.event("my_app.add", "failed") == "com.example.celery.my_app.add.failed"
     assert uris.api("submit") == "com.example.celery_api.submit"
@@ -51,14 +52,14 @@ def test_uris():
     ],
 )
 def test_what_is_no_uri(text, reason):
-    """The reason is one that a person can act on."""
+    """The reason says what to change."""
     said = why_not_a_uri(text)
     assert said is None if reason is None else reason in said
 
 
 @given(st.text(alphabet=st.sampled_from("ab.# \n\t_-é")))
 def test_autobahn_takes_what_is_accepted(text):
-    """No URI passes here that Autobahn or the router would refuse."""
+    """Every accepted URI is valid for Autobahn and the router."""
     if why_not_a_uri(text) is None:
         assert check_or_raise_uri(text) == text
 
@@ -76,7 +77,7 @@ def test_autobahn_takes_what_is_accepted(text):
     ],
 )
 def test_options(options, parsed):
-    """Plain values become what Celery takes."""
+    """Plain values become what Celery accepts."""
     assert parse_options(options, KNOWN_OPTIONS) == parsed
 
 
@@ -101,7 +102,7 @@ def test_options(options, parsed):
     ],
 )
 def test_wrong_options(options):
-    """A value that Celery would stumble over later is refused now."""
+    """A value that Celery would fail on later is refused at once."""
     with pytest.raises(OptionError) as refused:
         parse_options(options, KNOWN_OPTIONS)
     assert not isinstance(refused.value, NotAllowed)
@@ -109,21 +110,22 @@ def test_wrong_options(options):
 
 @pytest.mark.parametrize("key", ["queue", "task_id", "producer", "link"])
 def test_options_that_are_not_allowed(key):
-    """The error names the option and those that are allowed."""
+    """The error names the option and the allowed ones."""
     with pytest.raises(NotAllowed, match=f"'{key}' is not allowed here; allowed: countdown, eta"):
         parse_options({key: "x"}, DEFAULT_OPTIONS)
 
 
 def test_ended_tasks_are_forgotten_within_bounds():
-    """The oldest go first, when there are too many or when they take too much."""
+    """The oldest go first, when there are too many or they take too many bytes."""
     ended = EndedTasks(max_count=3, max_size=100)
     for number in range(4):
-        ended.add(str(number), EndedTask(Caller(), "SUCCESS", number, 10))
+        ended.add(str(number), EndedTask(Caller(), "SUCCESS", Normalised(number, 10)))
     assert ended.find("0") is None
-    assert ended.find("1").result == 1
-    ended.add("large", EndedTask(Caller(), "SUCCESS", "large", 85))
-    assert (ended.find("2"), ended.find("3").result, ended.find("large").result) == (None, 3, "large")
-    ended.add("too large", EndedTask(Caller(), "SUCCESS", "too large", 101))
+    assert ended.find("1").outcome.value == 1
+    ended.add("large", EndedTask(Caller(), "SUCCESS", Normalised("large", 85)))
+    assert [ended.find(key).outcome.value for key in ("3", "large")] == [3, "large"]
+    assert ended.find("2") is None
+    ended.add("too large", EndedTask(Caller(), "SUCCESS", Normalised("too large", 101)))
     assert [ended.find(key) for key in ("3", "large", "too large")] == [None] * 3
 
 
@@ -139,13 +141,13 @@ def test_ended_tasks_are_forgotten_within_bounds():
     ],
 )
 def test_who_is_the_same_caller(one, other, same):
-    """A session is, and so is an identity that the router vouches for; nobody is the same as nobody."""
+    """The same session, or the same authenticated identity. An undisclosed caller never matches."""
     assert one.is_same(other) is same
     assert other.is_same(one) is same
 
 
 def test_topics_of_a_bridge():
-    """What is in one of the bridge's own spaces is known, and nothing else."""
+    """Exactly the URIs in one of the bridge's own spaces belong to it."""
     uris = Uris("celery")
     assert all(
         map(uris.owns, ("celery", "celery.", "celery.a", "celery_task.0a", "celery_admin.x", "celery_api.x"))

@@ -13,26 +13,26 @@ from twisted.python.failure import Failure
 from tests.support.process import ROOT
 from tests.unit.wamp.conftest import error_of, result_of
 from twistedcelery import BrokerUnavailable, InvalidCall, RepliesLost
-from twistedcelery.wamp.workers.operator_api import MAX_WAITING
+from twistedcelery.wamp.operators.api import MAX_WAITING
 
 WORKER = "celery@host"
 
 
 @pytest.fixture
 def panel(monkeypatch):
-    """The workers' control panel, as it was after the test."""
+    """Restore the workers' control panel after the test."""
     monkeypatch.setattr(Panel, "data", dict(Panel.data))
     monkeypatch.setattr(Panel, "meta", dict(Panel.meta))
 
 
 def names(setup):
-    """The last parts of the procedures for operators."""
+    """The last components of the procedures for operators."""
     uris = [uri for uri in setup().bridge.procedures if uri.startswith("celery_admin.")]
     return {uri.rpartition(".")[2] for uri in uris if ".sent_by." not in uri}
 
 
 def test_every_command_of_celery_is_there(setup):
-    """Each public method of the installed Celery's Control and Inspect is a procedure, but for elections."""
+    """Every public method of Celery's Control and Inspect is a procedure, but not elections."""
     methods = {
         name
         for kind in (Control, Inspect)
@@ -77,7 +77,7 @@ REPLY = {"reply": True}
     ],
 )
 def test_a_command_is_celery_s(command, args, keywords, sent, setup):
-    """It gets the arguments of Celery's own method, and options under Celery's names."""
+    """It takes the arguments of Celery's method, and options under Celery's names."""
     one = setup()
     answer = one.call(f"celery_admin.{command}", *args, **keywords)
     assert [call[:4] for call in one.client.control.sent] == [(command, *sent)]
@@ -127,12 +127,12 @@ def test_a_command_is_celery_s(command, args, keywords, sent, setup):
         ("query_task", ([1],), {}, "each of ids takes text"),
         ("pool_restart", (), {"reloader": "f"}, "reloader is for callers in the same process"),
         ("hello", ("celery@me", {"x": 1}), {}, "revoked takes a list of texts"),
-        ("broadcast", ("rate_limit", {"rate_limit": "nan"}), {}, "celery_admin.rate_limit is there for this"),
+        ("broadcast", ("rate_limit", {"rate_limit": "nan"}), {}, "call celery_admin.rate_limit for this"),
         ("broadcast", ("x", [1]), {}, "arguments takes an object"),
     ],
 )
 def test_wrong_arguments(command, args, keywords, says, setup):
-    """What would harm workers, or address more of them than was meant, is refused and not sent."""
+    """Arguments that would harm workers, or address more of them than intended, are refused."""
     one = setup()
     error = error_of(one.call(f"celery_admin.{command}", *args, **keywords))
     assert error.error == "celery.error.invalid_arguments"
@@ -150,7 +150,7 @@ def test_wrong_arguments(command, args, keywords, says, setup):
     ],
 )
 def test_what_a_command_returns(replies, answer, setup):
-    """Replies have the form that queries have, by worker; nothing is ``null``."""
+    """Replies are a dictionary by worker, as from queries. No reply is ``null``."""
     one = setup()
     called = one.call("celery_admin.enable_events")
     one.client.control.sent[0][4].callback(replies)
@@ -158,7 +158,7 @@ def test_what_a_command_returns(replies, answer, setup):
 
 
 def test_replies_that_wamp_cannot_carry(setup):
-    """More than a message may take is an error for who asked."""
+    """Replies that are too large are an error for the caller."""
     one = setup()
     called = one.call("celery_admin.active")
     one.client.control.sent[0][4].callback({WORKER: ["x" * 2**21]})
@@ -166,7 +166,7 @@ def test_replies_that_wamp_cannot_carry(setup):
 
 
 def test_commands_of_the_application(panel, setup):
-    """Commands that the application puts on the panel are procedures, with their handler's parameters."""
+    """Commands that the application registers are procedures, with their handler's parameters."""
 
     @inspect_command()
     def disk(state: Any, path: str = "/", **kwargs: Any) -> int:
@@ -207,7 +207,7 @@ def test_commands_of_the_application(panel, setup):
     ],
 )
 def test_commands_that_fail(failure, uri, setup):
-    """The library's errors have the same URIs as with tasks, and no task's id."""
+    """The library's errors have the same URIs as for tasks, without a task id."""
     one = setup()
     called = one.call("celery_admin.ping")
     one.client.control.sent[0][4].errback(Failure(failure))
@@ -216,7 +216,7 @@ def test_commands_that_fail(failure, uri, setup):
 
 
 def test_a_command_does_not_wait_for_ever(setup):
-    """However long workers go on replying, there is an end, and no timer stays."""
+    """It times out, however long workers go on replying, and leaves no timer."""
     one = setup()
     called = one.call("celery_admin.ping")
     one.clock.advance(121)
@@ -225,7 +225,7 @@ def test_a_command_does_not_wait_for_ever(setup):
 
 
 def test_too_many_commands(setup):
-    """Past the limit a command is refused at once; an end, or a caller who gives up, makes room."""
+    """Past the limit a command is refused at once. A reply, or a cancelled call, makes room."""
     one = setup()
     calls = [one.call("celery_admin.ping") for _ in range(MAX_WAITING)]
     assert error_of(one.call("celery_admin.stats")).error == "celery.error.overloaded"
@@ -248,7 +248,7 @@ def test_too_many_commands(setup):
 )
 @pytest.mark.parametrize("command", ["conf", "report", "stats"])
 def test_passwords_are_masked(command, text, shown, setup):
-    """A password in a URL stays inside, under whatever name a worker tells of it."""
+    """A password in a URL is masked, whatever its setting is called."""
     one = setup()
     called = one.call(f"celery_admin.{command}")
     one.client.control.sent[0][4].callback({WORKER: {"service": [text], "n": 1}})
@@ -256,7 +256,7 @@ def test_passwords_are_masked(command, text, shown, setup):
 
 
 def test_every_command_is_documented(setup):
-    """The guide names each procedure for operators."""
+    """The guide describes each procedure for operators."""
     guide = (ROOT / "docs" / "bridge.md").read_text()
     assert {name for name in names(setup) if f"`{name}(" not in guide} == {"commands"}
     assert "`celery_admin.commands`" in guide

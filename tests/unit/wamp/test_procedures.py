@@ -1,4 +1,4 @@
-"""Registrations of one session, kept as they should be."""
+"""One session's registrations follow the procedures of its bridge."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from autobahn.wamp.exception import ApplicationError
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.python.failure import Failure
 
-from twistedcelery.wamp.procedures import MAX_REQUESTS, Procedures, Registrations
+from twistedcelery.wamp.router.registrations import MAX_REQUESTS, Procedures, Registrations
 
 
 def handler(_: Any) -> None:
@@ -21,7 +21,7 @@ class Router:
     def __init__(self, *uris: str) -> None:
         self.attached = True
         self.registering: dict[str, Deferred[Any]] = {}
-        self.taking_back: dict[str, Deferred[Any]] = {}
+        self.unregistering: dict[str, Deferred[Any]] = {}
         self.procedures = Procedures(dict.fromkeys(uris, handler))
         self.registrations = Registrations(self, self.procedures, "single")
         self.ready: list[None] = []
@@ -35,20 +35,20 @@ class Router:
         self.registering[uri] = Deferred()
         return self.registering[uri]
 
-    def take_back(self, registration: str) -> Deferred[Any]:
-        self.taking_back[registration] = Deferred()
-        return self.taking_back[registration]
+    def withdraw(self, registration: str) -> Deferred[Any]:
+        self.unregistering[registration] = Deferred()
+        return self.unregistering[registration]
 
     def register(self, *uris: str) -> None:
         for uri in uris:
             self.registering.pop(uri).callback(uri)
 
     def unregister(self, uri: str) -> None:
-        self.taking_back.pop(uri).callback(None)
+        self.unregistering.pop(uri).callback(None)
 
 
 def test_everything_is_registered():
-    """It is ready once the router has answered for each."""
+    """It is ready once the router has answered every request."""
     router = Router("a", "b")
     router.register("a")
     assert not router.ready
@@ -58,7 +58,7 @@ def test_everything_is_registered():
 
 
 def test_ten_thousand_are_registered_step_by_step():
-    """No more than some requests are on their way at once."""
+    """At most `MAX_REQUESTS` wait for an answer at once."""
     router = Router(*map(str, range(10_000)))
     answered = 0
     while router.registering:
@@ -70,7 +70,7 @@ def test_ten_thousand_are_registered_step_by_step():
 
 
 def test_answers_that_are_there_at_once():
-    """They make no recursion, however many they are."""
+    """Ten thousand of them do not recurse."""
     procedures = Procedures(dict.fromkeys(map(str, range(10_000)), handler))
     router = Router()
     router.provide = lambda uri, *_: succeed(uri)  # type: ignore[method-assign]  # a test's own
@@ -80,12 +80,12 @@ def test_answers_that_are_there_at_once():
 
 
 def test_changes_while_the_router_thinks():
-    """What changes before an answer is looked at after it, so that the last word counts."""
+    """A change before an answer is handled after it, so that the last change counts."""
     router = Router("a")
     router.procedures.discard("a")
-    assert router.taking_back == {}
+    assert router.unregistering == {}
     router.register("a")
-    assert list(router.taking_back) == ["a"]
+    assert list(router.unregistering) == ["a"]
     router.procedures.add("a", handler)
     assert router.registering == {}
     router.unregister("a")
@@ -96,12 +96,12 @@ def test_changes_while_the_router_thinks():
     router.procedures.add("a", handler)
     router.procedures.discard("a")
     router.unregister("a")
-    assert router.registering == router.taking_back == {}
+    assert router.registering == router.unregistering == {}
     assert len(router.registrations) == 0
 
 
 def test_one_that_the_router_refuses(said):
-    """It is said once, the others are registered, and it is not asked for again."""
+    """The refusal is logged once, the others are registered, and it is not tried again."""
     router = Router("a", "b")
     router.registering.pop("a").errback(Failure(ApplicationError("wamp.error.not_authorized")))
     router.register("b")
@@ -109,14 +109,14 @@ def test_one_that_the_router_refuses(said):
     assert len(router.ready) == len(router.registrations) == 1
     router.procedures.discard("a")
     router.procedures.add("a", handler)
-    assert router.registering == router.taking_back == {}
+    assert router.registering == router.unregistering == {}
 
 
 def test_one_that_the_router_has_taken_itself(said):
-    """A registration that is gone cannot be taken back; the next one is made all the same."""
+    """A registration that the router removed already is made again, although unregistering failed."""
     router = Router("a")
     router.register("a")
-    router.take_back = lambda _: fail(ApplicationError("wamp.error.no_such_registration"))  # type: ignore[method-assign]  # a test's own
+    router.withdraw = lambda _: fail(ApplicationError("wamp.error.no_such_registration"))  # type: ignore[method-assign]  # a test's own
     router.procedures.discard("a")
     assert said == ["a could not be unregistered: wamp.error.no_such_registration"]
     router.procedures.add("a", handler)
@@ -124,7 +124,7 @@ def test_one_that_the_router_has_taken_itself(said):
 
 
 def test_a_lost_session(said):
-    """Nothing more is sent, nothing is logged, and nobody waits for ever."""
+    """Nothing more is sent, nothing is logged, and every waiter is released."""
     router = Router(*map(str, range(MAX_REQUESTS + 1)))
     router.attached = False
     for request in list(router.registering.values()):
@@ -135,11 +135,11 @@ def test_a_lost_session(said):
 
 
 def test_stopping():
-    """A session that leaves registers nothing more, and is not told of changes."""
+    """A session that leaves registers nothing more, and ignores changes."""
     router = Router("a")
     router.registrations.stop()
     router.procedures.add("b", handler)
     router.register("a")
     router.procedures.discard("a")
-    assert router.registering == router.taking_back == {}
+    assert router.registering == router.unregistering == {}
     router.registrations.stop()

@@ -1,4 +1,4 @@
-"""The session as Crossbar and Autobahn drive it."""
+"""The session, driven as Crossbar and Autobahn do."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from twisted.internet.task import Clock
 
 from twistedcelery import ConfigurationError
 from twistedcelery.wamp import CeleryBridge
-from twistedcelery.wamp.authentication import Credentials
+from twistedcelery.wamp.router.authentication import Credentials
 from twistedcelery.wamp.session import REFUSED_DELAY
 
 
@@ -36,7 +36,7 @@ class Transport:
 
 
 class Runner:
-    """Stands for Autobahn's, which reconnects until it is stopped."""
+    """A runner like Autobahn's, which reconnects until it is stopped."""
 
     stopped = False
 
@@ -60,7 +60,7 @@ APP = {"app": "tests.support.taskapp"}
 
 
 def test_joining_without_a_secret():
-    """A bridge without a secret joins as anybody may."""
+    """A bridge without a secret joins anonymously."""
     _, transport, _ = connect(APP)
     (hello,) = transport.sent
     assert isinstance(hello, Hello)
@@ -68,7 +68,7 @@ def test_joining_without_a_secret():
 
 
 def test_joining_with_a_secret(monkeypatch, said):
-    """The secret goes to the router that asks for it, and nowhere else."""
+    """The secret goes only to the router that asks for it."""
     monkeypatch.setenv("TWISTEDCELERY_TICKET", "s3cret")
     session, transport, _ = connect(APP)
     assert (transport.sent[0].authmethods, transport.sent[0].authid) == (["ticket", "wampcra"], "bridge")
@@ -78,7 +78,7 @@ def test_joining_with_a_secret(monkeypatch, said):
 
 
 def test_wampcra():
-    """The signature is the one that Autobahn computes, with a salted secret too."""
+    """The signature is the one that Autobahn computes, also with a salted secret."""
     credentials = Credentials("bridge", "s3cret")
     assert "s3cret" not in repr(credentials)
     plain = {"challenge": "{}"}
@@ -92,14 +92,14 @@ def test_wampcra():
 
 
 def test_the_authid_can_be_set():
-    """Several bridges of one router can have names of their own."""
+    """Several bridges of one router can have different names."""
     environ = {"TWISTEDCELERY_TICKET": "s3cret", "TWISTEDCELERY_AUTHID": "bridge-2"}
     assert Credentials.from_environment(environ).authid == "bridge-2"
     assert Credentials.from_environment({"TWISTEDCELERY_TICKET": ""}) is None
 
 
 def test_a_wrong_configuration_ends_the_attempts(said):
-    """One line says why; the connection is closed, and nobody tries again."""
+    """The reason is logged once, the connection is closed, and nothing reconnects."""
     runner = Runner()
     _, transport, _ = connect({**APP, "prefx": "x"}, runner)
     assert transport.sent == []
@@ -109,7 +109,7 @@ def test_a_wrong_configuration_ends_the_attempts(said):
 
 
 def test_crossbars_own_check(said):
-    """Crossbar asks before it starts the component, and does not start it."""
+    """Crossbar checks the configuration before it starts the component."""
     CeleryBridge.check_config(None, {**APP, "cbdir": "/node"})
     with pytest.raises(ConfigurationError, match="did you mean 'prefix'"):
         CeleryBridge.check_config(None, {**APP, "prefx": "x"})
@@ -117,7 +117,7 @@ def test_crossbars_own_check(said):
 
 
 def test_a_refusal_is_not_followed_by_a_storm():
-    """The connection stays for a while, since whoever manages the session tries again at its end."""
+    """The connection stays open for a while, since its end leads to the next attempt."""
     session, transport, clock = connect(APP)
     session.onLeave(CloseDetails("wamp.error.not_authorized", "no"))
     clock.advance(REFUSED_DELAY - 0.1)
@@ -127,7 +127,7 @@ def test_a_refusal_is_not_followed_by_a_storm():
 
 
 def test_the_limit_of_the_transport():
-    """What may be sent is bounded by the transport's own limit, where it has one."""
+    """A value is limited by the transport's own limit, if there is one."""
     session, transport, _ = connect(APP)
     assert session.max_size == 16 * 2**20 - 2**16
     transport.maxMessagePayloadSize = 2**20
@@ -135,7 +135,7 @@ def test_the_limit_of_the_transport():
 
 
 def test_how_a_call_is_interrupted():
-    """The mode that the router names is known while the call is cancelled."""
+    """The router's mode is known while the call is cancelled."""
     session, _, _ = connect(APP)
     session._session_id = 1
     modes = []
@@ -148,7 +148,7 @@ def test_how_a_call_is_interrupted():
 
 
 def test_keywords_of_any_name():
-    """No keyword of a caller can be taken for an argument of Autobahn's own functions."""
+    """A caller's keyword never clashes with a parameter of Autobahn's own functions."""
     session, _, _ = connect(APP)
     session._session_id = 1
     seen = {}

@@ -1,4 +1,4 @@
-"""Which events are published, when, with what, and for whom."""
+"""Which events are published, when, with which payload, and for which subscribers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from twistedcelery.wamp.events.throttle import Throttle
 
 
 def test_the_payload(setup):
-    """Every event names its task, state and time, on the topic of its kind and on that of the run."""
+    """Every event has its task, state and time, on the topic of its kind and on that of the run."""
     one = setup(events=True)
     one.call("app.add", 1, 2)
     one.last.mark_published()
@@ -43,7 +43,7 @@ def test_the_payload(setup):
 
 
 def test_progress_is_throttled(setup):
-    """However fast the updates come, there are 20 events a second, and the latest state wins."""
+    """At most 20 events a second are published, and the latest state wins."""
     one = setup()
     one.call("app.add", 1, 2)
     for step in range(1000):
@@ -58,7 +58,7 @@ def test_progress_is_throttled(setup):
 
 
 def test_no_progress_follows_the_end(setup):
-    """An update that waits for its turn is dropped by the final event."""
+    """Progress that waits is dropped by the final event."""
     one = setup()
     one.call("app.add", 1, 2)
     one.last.update("PROGRESS", 1)
@@ -71,7 +71,7 @@ def test_no_progress_follows_the_end(setup):
 
 
 def test_a_stopped_throttle():
-    """It forwards nothing more, neither what waits nor what comes."""
+    """It forwards nothing more."""
     clock, forwarded = Clock(), []
     throttle = Throttle(clock, 1, forwarded.append)
     for item in (1, 2):
@@ -83,7 +83,7 @@ def test_a_stopped_throttle():
 
 
 def test_states_of_the_tasks_own(setup):
-    """A state that Celery does not know is progress under its own name."""
+    """A custom state is published as progress under its own name."""
     one = setup()
     one.call("app.add", 1, 2)
     one.last.update("UPLOADING", {"file": 1})
@@ -92,7 +92,7 @@ def test_states_of_the_tasks_own(setup):
 
 
 def test_what_cannot_be_published_is_left_out(setup):
-    """A meta that WAMP cannot carry costs its event; a result, or arguments, only themselves."""
+    """An event with an unencodable ``meta`` is dropped. Results and arguments are only left out."""
     one = setup(publish_results=True, publish_arguments=True)
     answer = one.call("app.add", 1, object())
     one.last.update("PROGRESS", object())
@@ -109,7 +109,7 @@ def test_what_cannot_be_published_is_left_out(setup):
 
 @pytest.mark.parametrize("disclosed", [True, False])
 def test_events_for_the_caller_alone(disclosed, setup):
-    """Only the caller's session is eligible; where the router does not say who called, nobody is."""
+    """Only the caller's session is eligible. Without a disclosed caller, nothing is published."""
     one = setup(event_audience="caller")
     answer = one.call("app.add", 1, 2, caller=7 if disclosed else None)
     one.last.update("PROGRESS", 1)
@@ -124,7 +124,7 @@ def test_events_for_the_caller_alone(disclosed, setup):
 
 
 def test_a_worker_can_be_faster_than_the_broker(setup):
-    """A state that overtakes the broker's confirmation proves that the task was sent."""
+    """A state that overtakes the broker's confirmation confirms that the task was sent."""
     one = setup(events=True)
     answer = one.call("app.add", 1, 2)
     one.last.finish(failure(ValueError("bad")))
@@ -139,7 +139,7 @@ def test_a_worker_can_be_faster_than_the_broker(setup):
 
 
 def test_only_so_many_ends_are_kept(setup):
-    """Without a session the latest 1000 ends wait for the next."""
+    """Without a session, the latest 1000 final events wait for the next one."""
     one = setup(max_in_flight=2000)
     one.bridge.detach(one.session)
     for number in range(1001):

@@ -1,4 +1,4 @@
-"""Who leads, and what the leader submits."""
+"""Leadership, and the tasks that the leader submits at WAMP events."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from twisted.python.failure import Failure
 
 from tests.unit.wamp.fakes import FakeSession
 from twistedcelery import ConfigurationError
-from twistedcelery.wamp.leadership import RETRY_INTERVAL, Leadership
-from twistedcelery.wamp.triggers import LOG_INTERVAL
+from twistedcelery.wamp.router.leadership import RETRY_INTERVAL, Leadership
+from twistedcelery.wamp.tasks.triggers import LOG_INTERVAL
 
 URI = "celery_admin.leader"
 
 
 class Competitor:
-    """A bridge that wants to lead."""
+    """A bridge that tries to become the leader."""
 
     def __init__(self) -> None:
         self.clock, self.session = Clock(), FakeSession()
@@ -37,7 +37,7 @@ class Competitor:
 
 
 def test_the_first_leads():
-    """Who gets the procedure is told, with the session that holds it."""
+    """The bridge that gets the procedure leads, on the session that holds it."""
     one = Competitor()
     ((uri, invoke, answer),) = one.session.requests
     assert (uri, invoke, one.elected) == (URI, "single", [])
@@ -47,7 +47,7 @@ def test_the_first_leads():
 
 
 def test_who_does_not_lead_tries_again(said):
-    """Without an end, quietly, and without flooding the router."""
+    """It tries for ever, without log entries, at a fixed interval."""
     one = Competitor()
     for _ in range(3):
         one.session.refuse(ApplicationError.PROCEDURE_ALREADY_EXISTS)
@@ -59,7 +59,7 @@ def test_who_does_not_lead_tries_again(said):
 
 
 def test_a_router_that_refuses(said):
-    """A role that may not register the procedure is named as the reason, once."""
+    """The reason of a refusal is logged once."""
     one = Competitor()
     for _ in range(3):
         one.session.refuse(ApplicationError.NOT_AUTHORIZED)
@@ -68,7 +68,7 @@ def test_a_router_that_refuses(said):
 
 
 def test_a_session_that_ends():
-    """Nothing that comes of the old session later makes a leader."""
+    """A late answer to the old session elects no leader."""
     one = Competitor()
     one.leadership.detach(one.session)
     one.session.attached = False
@@ -86,7 +86,7 @@ def test_a_session_that_ends():
 
 
 def test_the_end_of_a_reign():
-    """A leader is told once that it leads no more: when its session ends, or another takes its place."""
+    """A leader is deposed once: when its session ends, or when another session replaces it."""
     one = Competitor()
     one.session.requests.pop()[2].callback(None)
     assert one.deposed == 0
@@ -115,7 +115,7 @@ def leading(setup: Any, trigger: Mapping[str, Any], **extra: Any) -> tuple[Any, 
 
 
 def test_an_event_submits_the_task(setup):
-    """Its arguments are the task's, whatever their names, and the options are the configuration's."""
+    """The event's arguments are the task's, whatever their names. The options come from the configuration."""
     trigger = {"topic": "com.x", "task": "app.add", "options": {"queue": "slow"}}
     one, session = leading(setup, trigger)
     assert [request[:2] for request in session.requests] == [("com.x", "exact")]
@@ -126,14 +126,14 @@ def test_an_event_submits_the_task(setup):
 
 
 def test_only_the_leader_subscribes(setup):
-    """A bridge that does not lead hears of no event."""
+    """A bridge that does not lead subscribes to nothing."""
     one = setup(triggers=[{"topic": "com.x", "task": "app.add"}])
     one.session.refuse(ApplicationError.PROCEDURE_ALREADY_EXISTS)
     assert one.session.listeners == {}
 
 
 def test_the_bridges_own_topics_trigger_nothing(setup):
-    """A pattern that covers them does not make tasks submit tasks."""
+    """A pattern that matches them does not make tasks submit tasks."""
     one, session = leading(setup, {"topic": "c", "match": "prefix", "task": "app.add"})
     for topic in ("celery.app.add.succeeded", "celery_task.0a", "celery_admin.worker.online"):
         session.listeners["c"]([1, 2], {}, event(topic))
@@ -143,7 +143,7 @@ def test_the_bridges_own_topics_trigger_nothing(setup):
 
 
 def test_an_event_that_does_not_fit(setup, said):
-    """It submits nothing and disturbs nothing; the log says so, but not for every event."""
+    """It submits nothing. The log says so, but not for every event."""
     one, session = leading(setup, {"topic": "com.x", "task": "app.add"})
     for _ in range(1000):
         session.listeners["com.x"]([1], {"celery_options": {"countdown": 1}}, event("com.x"))
@@ -156,7 +156,7 @@ def test_an_event_that_does_not_fit(setup, said):
 
 
 def test_a_broker_that_does_not_take_the_task(setup, said):
-    """A task that is lost is at least logged."""
+    """A task that the broker did not take is logged."""
     one, session = leading(setup, {"topic": "com.x", "task": "app.add"})
     session.listeners["com.x"]([1, 2], {}, event("com.x"))
     one.last.fail_published(Failure(ConnectionError("no broker")))
@@ -184,6 +184,6 @@ def test_a_subscription_that_is_refused(setup, said):
     ],
 )
 def test_triggers_that_do_not_fit_the_application(trigger, says, setup):
-    """A task that is unknown or not exposed, and a topic of the bridge itself, are refused at the start."""
+    """Tasks that are not exposed, and the bridge's own topics, are refused at the start."""
     with pytest.raises(ConfigurationError, match=says):
         setup(triggers=[trigger], exclude=["app.bound"])

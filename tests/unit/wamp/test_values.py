@@ -1,4 +1,4 @@
-"""What WAMP's three serialisers carry alike."""
+"""Values that all of WAMP's serialisers carry the same."""
 
 from __future__ import annotations
 
@@ -16,8 +16,14 @@ from celery.utils.serialization import UnpickleableExceptionWrapper
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twistedcelery.wamp.descriptions import describe_exception
-from twistedcelery.wamp.values import MAX_DEPTH, Unencodable, normalise, normalise_and_measure
+from twistedcelery.wamp.values import (
+    MAX_DEPTH,
+    Normalised,
+    Unencodable,
+    describe_exception,
+    normalise,
+    normalise_and_measure,
+)
 
 SERIALIZERS = (JsonObjectSerializer(), MsgPackObjectSerializer(), CBORObjectSerializer())
 
@@ -82,7 +88,7 @@ def round_trips(value: Any) -> list[Any]:
 
 
 def same(one: Any, other: Any) -> bool:
-    """Equal, and of the same types all the way down."""
+    """Whether they are equal, and of the same types at every level."""
     if type(one) is not type(other):
         return False
     if isinstance(one, list):
@@ -94,7 +100,7 @@ def same(one: Any, other: Any) -> bool:
 
 @given(values)
 def test_what_is_accepted_survives_every_serializer_unchanged(value: Any) -> None:
-    """A value is either refused by name, or arrives the same over JSON, MessagePack and CBOR."""
+    """A value is either refused, or arrives the same over JSON, MessagePack and CBOR."""
     try:
         normal, size = normalise_and_measure(value)
     except Unencodable:
@@ -118,13 +124,13 @@ plain = st.recursive(
 
 @given(plain)
 def test_plain_values_are_left_alone(value: Any) -> None:
-    """What WAMP carries anyway is neither changed nor refused."""
+    """A value that WAMP carries anyway is neither changed nor refused."""
     assert same(normalise(value), value)
 
 
 @given(plain)
 def test_the_size_is_estimated_closely(value: Any) -> None:
-    """The estimate stays below twice the longest serialisation, so little is refused without need."""
+    """The estimate is below three times the longest serialisation, so that little is refused needlessly."""
     _, size = normalise_and_measure(value)
     longest = max(len(serializer.serialize(value)) for serializer in SERIALIZERS)
     assert longest <= size <= 3 * longest + 8
@@ -132,7 +138,7 @@ def test_the_size_is_estimated_closely(value: Any) -> None:
 
 @pytest.mark.parametrize("length", [31, 255, 256, 2**16])
 def test_long_texts_are_not_underestimated(length: int) -> None:
-    """MessagePack and CBOR put more before a long text than JSON puts around it."""
+    """MessagePack and CBOR have longer headers than JSON for a long text."""
     _, size = normalise_and_measure("x" * length)
     assert all(len(serializer.serialize("x" * length)) <= size for serializer in SERIALIZERS)
 
@@ -203,27 +209,35 @@ cycle.append(cycle)
     ],
 )
 def test_what_is_refused(value: Any, says: str) -> None:
-    """The error says where in the value the culprit is, and why it cannot be sent."""
+    """The error says which part of the value cannot be sent, and why."""
     with pytest.raises(Unencodable) as refused:
         normalise(value)
     assert says in str(refused.value)
 
 
 def test_the_deepest_nesting_allowed_survives() -> None:
-    """The limit on nesting is one that the serialisers themselves bear."""
+    """The serialisers themselves can handle the limit on nesting."""
     deepest = normalise(nested(MAX_DEPTH))
     assert all(same(arrived, deepest) for arrived in round_trips(deepest))
 
 
 @pytest.mark.parametrize("value", ["x" * 1001, [1] * 600, b"x" * 800, {"k" * 999: 1}, ["\n" * 600]])
 def test_too_much_is_refused(value: Any) -> None:
-    """What takes more than the limit in any serialisation is refused, whatever its type."""
+    """A value that takes more than the limit in any serialisation is refused, whatever its type."""
     with pytest.raises(Unencodable, match="more than 1000 bytes"):
         normalise(value, max_size=1000)
 
 
+def test_what_is_normalised_already_is_only_measured() -> None:
+    """It stays as it is, and is refused if it is too large."""
+    value: Any = {"not": object()}
+    assert normalise(Normalised(value, 1000), max_size=1000) is value
+    with pytest.raises(Unencodable, match="more than 999 bytes"):
+        normalise(Normalised(value, 1000), max_size=999)
+
+
 def test_exceptions_that_cannot_be_described_are_described() -> None:
-    """Neither a broken ``__str__`` nor text that WAMP cannot carry makes a description fail."""
+    """A broken ``__str__``, or text that WAMP cannot carry, does not fail."""
 
     class Broken(Exception):
         def __str__(self) -> str:
@@ -236,7 +250,7 @@ def test_exceptions_that_cannot_be_described_are_described() -> None:
 
 
 def test_exceptions_that_celery_wrapped_keep_their_names() -> None:
-    """An exception that could not be rebuilt is described as what it was in the worker."""
+    """An exception that could not be rebuilt has the name that it had in the worker."""
     wrapped = UnpickleableExceptionWrapper("shop.errors", "OutOfStock", ("apples",))
     described = describe_exception(wrapped)
     assert (described["exc_module"], described["exc_type"]) == ("shop.errors", "OutOfStock")

@@ -1,8 +1,8 @@
 """The native AMQP transport: pika's Twisted adapter, no threads.
 
-The data's way: `publisher`, `results` and `subscriber` each keep a `connection`, which asks
-`brokers` where to go and makes one `link` after another; `declarer` sees to queues and exchanges.
-pika is imported in `link` alone.
+`publisher`, `results` and `subscriber` each keep a `twistedcelery.transports.connection`, which asks
+`brokers` where to connect and makes one `link` after another; `declarer` declares queues and
+exchanges. pika is imported in `link` alone.
 """
 
 from __future__ import annotations

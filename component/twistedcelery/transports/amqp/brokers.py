@@ -26,7 +26,7 @@ __all__ = ["AmqpParameters", "Brokers"]
 
 @dataclass(frozen=True, slots=True)
 class AmqpParameters:
-    """What the AMQP handshake needs.
+    """The parameters of the AMQP handshake.
 
     :ivar name: shown in RabbitMQ's list of connections
     :ivar heartbeat: seconds; 0 turns heartbeats off

@@ -1,4 +1,4 @@
-"""Queues and exchanges in, AMQP declarations out: kombu's own code, recorded."""
+"""Turns kombu's queues and exchanges into AMQP declarations, by kombu's own code, recorded."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Declaration:
     """One AMQP method, with arguments under pika's names.
 
     :ivar method: ``exchange_declare``, ``queue_declare``, ``queue_bind``, ``exchange_bind``, or
-        ``queue_purge``, which is no declaration, but is carried out, and refused, as one
+        ``queue_purge``, which is no declaration, but works like one
     """
 
     method: str

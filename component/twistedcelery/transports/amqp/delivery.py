@@ -1,4 +1,4 @@
-"""What a consumer receives."""
+"""Defines a message that a consumer receives over AMQP."""
 
 from __future__ import annotations
 

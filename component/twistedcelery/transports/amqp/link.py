@@ -1,6 +1,6 @@
-"""One live AMQP connection. The only module that imports pika.
+"""Holds one live AMQP connection. The only module that imports pika.
 
-pika's Twisted adapter does the protocol, but for the frames of messages, which `frames` writes and
+pika's Twisted adapter does the protocol, but for the frames of messages, which `wire` writes and
 reads. Where its Twisted wrapper of a channel makes a Deferred or a queue for each event, pika's own
 channel is used, which takes plain callbacks.
 """
@@ -18,14 +18,14 @@ from twisted.internet.interfaces import IAddress, IStreamClientEndpoint
 from twisted.internet.protocol import Factory, connectionDone
 from twisted.python.failure import Failure
 
+from twistedcelery._deferreds import settle
 from twistedcelery._types import Clock, Timer
 from twistedcelery.encoding.message import OutgoingMessage
 from twistedcelery.errors import BrokerAccessRefused, BrokerUnavailable, EncodeError
 from twistedcelery.transports.amqp.brokers import AmqpParameters
 from twistedcelery.transports.amqp.declare import Declaration
 from twistedcelery.transports.amqp.delivery import Delivery
-from twistedcelery.transports.amqp.frames import DeliveryReader, publish_frames
-from twistedcelery.transports.amqp.properties import encode_properties
+from twistedcelery.transports.amqp.wire import DeliveryReader, encode_properties, publish_frames
 from twistedcelery.transports.connection import Refused, caused
 
 __all__ = ["AmqpChannel", "AmqpLink", "open_link"]
@@ -117,7 +117,7 @@ class AmqpChannel:
         self._calls.on_closed.addBoth(lambda reason: callback(_channel_error(reason)))
 
     def _fail_when_closed(self, ready: defer.Deferred[None]) -> None:
-        self.on_closed(lambda reason: None if ready.called else ready.errback(reason))
+        self.on_closed(lambda reason: settle(ready, Failure(reason)))
 
     # Publishing
 
@@ -198,8 +198,7 @@ class AmqpChannel:
             )
 
         def refused(failure: Failure) -> None:
-            if not ready.called:
-                ready.errback(_channel_error(failure))
+            settle(ready, Failure(_channel_error(failure)))
 
         self._call("basic_qos", {"prefetch_count": prefetch or 0}).addCallback(begin).addErrback(refused)
         return ready
@@ -302,8 +301,7 @@ class _Protocol(TwistedProtocolConnection):
         self.transport.resumeProducing()
 
     def _not_opened(self, failure: Failure) -> None:
-        if not self.opened.called:
-            self.opened.errback(_connection_error(self._reason or failure.value))
+        settle(self.opened, Failure(_connection_error(self._reason or failure.value)))
 
     def _disconnect_stream(self) -> None:
         # As pika does it, what was written would have to go out first. A peer that sends no heartbeats

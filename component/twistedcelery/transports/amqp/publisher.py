@@ -16,14 +16,13 @@ from twistedcelery.errors import (
 from twistedcelery.transports.amqp.declarer import Declarer
 from twistedcelery.transports.amqp.link import AmqpChannel, AmqpLink
 from twistedcelery.transports.connection import caused
-from twistedcelery.transports.publication import Publication
-from twistedcelery.transports.queued import QueuedPublisher
+from twistedcelery.transports.publishing import Publication, QueuedPublisher
 
 __all__ = ["AmqpPublisher"]
 
 
 class AmqpPublisher(QueuedPublisher[AmqpLink, int]):
-    """A `twistedcelery.transports.queued.QueuedPublisher` with RabbitMQ's publisher confirms.
+    """A `twistedcelery.transports.publishing.QueuedPublisher` with RabbitMQ's publisher confirms.
 
     An unconfirmed message is known by its delivery tag.
     """

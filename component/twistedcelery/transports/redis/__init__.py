@@ -1,7 +1,7 @@
 """The native Redis transport: txredisapi's protocol, no threads. Needs the extra ``redis``.
 
-`publisher` keeps one `twistedcelery.transports.connection`, `results` two: one for its
-`subscriptions` and one for the `requests` of its `reads`. `store` and `subscriber` have one each for
+`publisher` keeps one `twistedcelery.transports.connection`, `results` two: one is subscribed, the
+other reads, through `requests`. `store` and `subscriber` have one each for
 their `requests`, and each subscribed queue has one, its `intake`. `servers` says where to connect, by
 way of `sentinel` where there is one, and `link` is one live connection; txredisapi is imported in
 `link` alone. `message_writer`, `queue_reader` and `offline_backend` run kombu's and Celery's own code
@@ -22,13 +22,11 @@ from twistedcelery.transports.redis.message_writer import MessageWriter
 from twistedcelery.transports.redis.offline_backend import OfflineRedisBackend
 from twistedcelery.transports.redis.publisher import RedisPublisher
 from twistedcelery.transports.redis.queue_reader import QueueReader, is_fanout
-from twistedcelery.transports.redis.reads import Reads
-from twistedcelery.transports.redis.requests import Requests
-from twistedcelery.transports.redis.results import RedisResults
+from twistedcelery.transports.redis.requests import Reads, Requests
+from twistedcelery.transports.redis.results import RedisResults, Subscriptions
 from twistedcelery.transports.redis.servers import Servers
 from twistedcelery.transports.redis.store import RedisStore
 from twistedcelery.transports.redis.subscriber import RedisSubscriber
-from twistedcelery.transports.redis.subscriptions import Subscriptions
 
 if TYPE_CHECKING:
     from twistedcelery.transports.interface import ReplyReceiver, Setup, SubscriptionUser

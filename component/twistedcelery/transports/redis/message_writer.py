@@ -7,7 +7,6 @@ prefixes and transport options are those of the installed kombu.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
@@ -47,22 +46,18 @@ class MessageWriter:
     def write(self, message: OutgoingMessage) -> list[Command] | Deferred[list[Command]]:
         """Everything that kombu's client would send for a message, declarations first.
 
+        After an error the writer may take something for declared that was not sent: make another one.
+
         :return: a Deferred if the bindings must be read first; what was declared goes out before that.
             It may fail with what ``ask`` failed with, and with `EncodeError` or `Unroutable`.
         :raises EncodeError: the message does not fit into kombu's envelope
         :raises Refused: kombu cannot declare what the message needs
         :raises Unroutable: for a ``mandatory`` message that no queue is bound for
         """
-        try:
-            declared = self._declare(message)
-            commands = self._replay.start(partial(self._publish, message))
-        except Exception:
-            # What was declared for it is not sent either.
-            for entity in message.declare:
-                self._declared.pop(id(entity), None)
-            raise
+        declared = self._declare(message)
+        commands = self._replay.start(self._publish, message)
         if isinstance(commands, Deferred):
-            # The declarations went out with the question.
+            # The declarations go out with the question.
             return commands.addCallback(_check_route, message, 0)
         return _check_route(commands, message, declared)
 
@@ -95,14 +90,13 @@ class MessageWriter:
             )
             self._channel.basic_publish(prepared, exchange=message.exchange, routing_key=message.routing_key)
             return self._tape.take()
-        except (TwistedCeleryError, Refused):
-            # The question failed.
-            raise
         except Exception as error:
+            self._tape.take()
+            if isinstance(error, TwistedCeleryError | Refused):
+                # The question failed.
+                raise
             # Serialising the envelope runs the methods of whatever is in the headers.
             raise EncodeError(f"the message cannot be put into kombu's envelope: {error}") from error
-        finally:
-            self._tape.take()
 
 
 def _check_route(commands: list[Command], message: OutgoingMessage, declared: int) -> list[Command]:

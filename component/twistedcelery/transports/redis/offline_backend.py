@@ -1,4 +1,4 @@
-"""Makes Celery's own Redis result backend, for what it knows of keys and payloads, without a connection."""
+"""Provides Celery's own Redis result backend, for its keys and payloads, without a connection."""
 
 from __future__ import annotations
 

@@ -11,8 +11,7 @@ from twisted.python.failure import Failure
 from twistedcelery._types import Clock
 from twistedcelery.errors import BrokerUnavailable, PublishRejected, TwistedCeleryError
 from twistedcelery.transports.connection import Refused, caused
-from twistedcelery.transports.publication import Publication
-from twistedcelery.transports.queued import QueuedPublisher
+from twistedcelery.transports.publishing import Publication, QueuedPublisher
 from twistedcelery.transports.redis.link import Command, RedisLink
 from twistedcelery.transports.redis.message_writer import MessageWriter
 
@@ -23,7 +22,7 @@ Ask = Callable[[Sequence[Command]], Deferred[Any]]
 
 
 class RedisPublisher(QueuedPublisher[RedisLink, Publication]):
-    """A `twistedcelery.transports.queued.QueuedPublisher` whose messages Redis' replies confirm.
+    """A `twistedcelery.transports.publishing.QueuedPublisher` whose messages Redis' replies confirm.
 
     :param make_writer: makes what turns messages into commands, for each link
     :param limits: further parameters of the queue
@@ -65,6 +64,7 @@ class RedisPublisher(QueuedPublisher[RedisLink, Publication]):
         try:
             commands = self._writer.write(publication.message)
         except (TwistedCeleryError, Refused) as error:
+            self._renew_writer(link)
             publication.fail(_unwritable(publication, error))
             return
         if isinstance(commands, Deferred):
@@ -82,6 +82,7 @@ class RedisPublisher(QueuedPublisher[RedisLink, Publication]):
         if link is self._link and publication in self._preparing:
             del self._preparing[publication]
             self._send(publication, commands, link)
+            self._pump()
 
     def _not_written(self, failure: Failure, publication: Publication, link: RedisLink) -> None:
         if failure.check(Refused):
@@ -89,6 +90,7 @@ class RedisPublisher(QueuedPublisher[RedisLink, Publication]):
         elif not failure.check(BrokerUnavailable) and link is self._link:
             self._preparing.pop(publication, None)
             publication.fail(_unwritable(publication, failure.value))
+            self._pump()
 
     def _send(self, publication: Publication, commands: list[Command], link: RedisLink) -> None:
         if not commands:

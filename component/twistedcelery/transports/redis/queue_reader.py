@@ -1,4 +1,4 @@
-"""Declares, consumes and deletes one queue, by kombu's own Redis transport: commands out, messages in."""
+"""Gives the Redis commands that declare, consume and delete a queue, by kombu's own Redis transport."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def is_fanout(queue: Any) -> bool:
 
 
 class QueueReader:
-    """A queue over one connection to Redis.
+    """A queue over one connection to Redis. What a method returns is to be sent over it.
 
     :param connection: from ``app.connection_for_read()``; it is never connected
     :param queue: a kombu ``Queue``, not bound to a channel

@@ -1,4 +1,4 @@
-"""A redis-py client that records commands instead of sending them.
+"""Provides a redis-py client that records commands instead of sending them.
 
 kombu's and Celery's own code runs on it. Where a reply decides what such code does next, the recorded
 commands are sent first: see `twistedcelery.encoding.replay`.

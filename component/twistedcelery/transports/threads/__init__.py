@@ -1,9 +1,9 @@
-"""Every broker kombu knows and every result backend Celery knows, on their own blocking code.
+"""The transport for every broker kombu knows and every result backend Celery knows, on their own code.
 
 At most four dedicated threads serve all calls of a client together: one publishes, one waits for
 results, one consumes further queues, and one asks the result backend; each starts when it is first
-used. Each has a part on the reactor's side (`publisher`, `results`, `subscriber`, `store`) and a
-part in its thread (`sender`, `fetcher`, `listener`); `thread` carries work from one to the other.
+used. `publisher`, `results`, `subscriber` and `store` are on the reactor's side; `sender`, `fetcher`
+and `listener` run in the threads of the first three. `thread` carries work from one side to the other.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ __all__ = ["OwnBackend"]
 
 
 class OwnBackend:
-    """Which result backend an application has, and how to make another one of the kind.
+    """Makes result backends like the one that an application has.
 
     :param app: the Celery application
     :param reply_to: the reply queue that an ``rpc://`` backend is to consume

@@ -42,13 +42,13 @@ class BrokerConnection:
 
     @property
     def channel_errors(self) -> tuple[type[Exception], ...]:
-        """What the driver raises for something that the broker refuses."""
+        """The driver raises these for something that the broker refuses."""
         errors: tuple[type[Exception], ...] = self._kombu.channel_errors
         return errors
 
     @property
     def connection_errors(self) -> tuple[type[Exception], ...]:
-        """What the driver raises for a connection that failed."""
+        """The driver raises these for a connection that failed."""
         errors: tuple[type[Exception], ...] = self._kombu.connection_errors
         return errors
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 from urllib.parse import quote, unquote
 
 import amqp.exceptions
@@ -24,6 +24,7 @@ from twistedcelery.errors import (
     ReplyUndecodable,
     ResultError,
 )
+from twistedcelery.transports.connection import caused
 
 __all__ = [
     "Redactor",
@@ -50,8 +51,6 @@ class ErrorClasses(Protocol):
     def connection_errors(self) -> tuple[type[Exception], ...]:
         """For a connection that failed."""
 
-
-_Error = TypeVar("_Error", bound=Exception)
 
 #: Classes that drivers raise for refused credentials, by name: the drivers are optional.
 _REFUSALS = frozenset({"AccessRefused", "NotAllowed", "AuthenticationError", "AuthorizationError"})
@@ -87,7 +86,7 @@ class Redactor:
         return text
 
     def cause(self, error: BaseException) -> BaseException:
-        """What to chain to: the exception, or a stand-in where its text holds a password."""
+        """The exception as a cause, or a stand-in where its text holds a password."""
         return error if self.redact(str(error)) == str(error) else RuntimeError(self.text(error))
 
 
@@ -132,15 +131,14 @@ def connect_error(error: BaseException, redactor: Redactor) -> PublishError:
         )
     else:
         made = BrokerUnavailable(f"the broker cannot be reached: {text}")
-    return _chained(made, error, redactor)
+    return caused(made, redactor.cause(error))
 
 
 def declare_error(error: BaseException, broker: ErrorClasses, redactor: Redactor) -> PublishError:
     """The error for a message whose queue or exchange could not be declared. It was not sent."""
     if is_refusal(error) or isinstance(error, broker.channel_errors):
-        return _chained(
-            PublishRejected(f"the broker refused a declaration: {redactor.text(error)}"), error, redactor
-        )
+        made = PublishRejected(f"the broker refused a declaration: {redactor.text(error)}")
+        return caused(made, redactor.cause(error))
     return connect_error(error, redactor)
 
 
@@ -156,7 +154,7 @@ def send_error(error: BaseException, broker: ErrorClasses, redactor: Redactor) -
         made = EncodeError(f"the message cannot be put on the wire: {text}")
     else:
         made = PublishUnconfirmed(f"sending failed at an unknown point: {text}")
-    return _chained(made, error, redactor)
+    return caused(made, redactor.cause(error))
 
 
 def reply_error(error: BaseException, redactor: Redactor) -> ResultError:
@@ -167,9 +165,4 @@ def reply_error(error: BaseException, redactor: Redactor) -> ResultError:
         made = ReplyNotAccepted(f"result_accept_content does not list the result's content type: {text}")
     else:
         made = ReplyUndecodable(f"not a result as Celery stores it: {text}")
-    return _chained(made, error, redactor)
-
-
-def _chained(made: _Error, error: BaseException, redactor: Redactor) -> _Error:
-    made.__cause__ = redactor.cause(error)
-    return made
+    return caused(made, redactor.cause(error))

@@ -248,7 +248,7 @@ class QueueListener:
 
 
 class _Receiver:
-    """What kombu calls with a message."""
+    """Takes in the messages that kombu calls it with."""
 
     def __init__(self, listener: QueueListener, subscription: Subscribed) -> None:
         self._listener = listener

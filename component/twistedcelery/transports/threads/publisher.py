@@ -17,6 +17,7 @@ from twistedcelery.errors import (
     PublishError,
     PublishUnconfirmed,
 )
+from twistedcelery.transports.connection import caused
 from twistedcelery.transports.deadlines import Deadlines
 from twistedcelery.transports.threads.handover import Handover
 from twistedcelery.transports.threads.sender import Sender
@@ -114,5 +115,4 @@ class ThreadedPublisher:
                 "the broker did not confirm the message in the time allowed; it may or may not have it"
                 f"{because}"
             )
-        error.__cause__ = last
-        handover.done.errback(error)
+        handover.done.errback(caused(error, last))

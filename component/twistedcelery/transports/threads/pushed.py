@@ -117,7 +117,7 @@ class PushedReader:
             self._sink.unreadable(task_id, reply_error(error, self._redactor))
 
     def _look_for_lost_results(self) -> None:
-        """Redis announces a result once, to those whose subscription has arrived by then.
+        """Redis announces a result once, to the clients whose subscription has arrived by then.
 
         Only final states are taken: an announcement of an earlier one may still be on its way.
         """

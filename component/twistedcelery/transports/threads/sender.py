@@ -125,7 +125,7 @@ class Sender:
         return False
 
     def _connected_broker(self) -> BrokerConnection:
-        """:raises BrokerUnavailable: also where the transport cannot be used at all"""
+        """:raises BrokerUnavailable: also where the transport cannot be used"""
         if self._refused is not None and self._clock() < self._refused[1]:
             raise BrokerAccessRefused(str(self._refused[0])) from self._refused[0]
         if self._broker is None:

@@ -31,7 +31,7 @@ _DECODING_ERRORS = (
 
 
 class Snapshot:
-    """What was stored for one task at one moment.
+    """The stored state of one task at one moment.
 
     :ivar fingerprint: equal for equal states, and cheap to compare
     """

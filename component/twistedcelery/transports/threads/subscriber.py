@@ -99,22 +99,22 @@ class _Subscription:
     # What the thread posts
 
     def consuming(self) -> None:
-        """Pass it on."""
+        """Let the user know, until the subscription ends."""
         if self in self._all_of_them:
             self._user.consuming()
 
     def received(self, message: IncomingMessage) -> None:
-        """Pass it on."""
+        """Give it to the user, until the subscription ends."""
         if self in self._all_of_them:
             self._user.received(message)
 
     def interrupted(self, reason: BrokerUnavailable) -> None:
-        """Pass it on."""
+        """Let the user know, until the subscription ends."""
         if self in self._all_of_them:
             self._user.interrupted(reason)
 
     def ended(self, error: TwistedCeleryError) -> None:
-        """Pass it on; nothing follows."""
+        """Let the user know; nothing follows."""
         if self in self._all_of_them:
             del self._all_of_them[self]
             self._user.ended(error)

@@ -1,1 +1,1 @@
-"""``celery_api.*``: what callers may ask of the tasks, by name and by id."""
+"""``celery_api.*``: the procedures for callers, and who answers questions about a task's id."""

@@ -1,4 +1,7 @@
-"""``celery_api.*``: the procedures for callers that are not tasks themselves."""
+"""``celery_api.*``: the procedures for callers, besides the tasks themselves.
+
+A new procedure is a method of `CallerApi` and a line in `CallerApi.handlers`.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from celery import states
 
-from twistedcelery.wamp.callers.known_tasks import KnownTasks
-from twistedcelery.wamp.callers.stored import StoredTasks
+from twistedcelery.wamp.callers.backend_results import BackendResults
 
 if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
     from twisted.python.failure import Failure
 
     from twistedcelery import TwistedCelery
-    from twistedcelery.wamp.callers.neighbours import Neighbours
+    from twistedcelery.wamp.callers.known_tasks import KnownTasks
+    from twistedcelery.wamp.callers.peers import PeerBridges
     from twistedcelery.wamp.context import Context
     from twistedcelery.wamp.invocation import Caller, Handler, Invocation
     from twistedcelery.wamp.tasks.exposed import ExposedTask
@@ -25,15 +28,15 @@ if TYPE_CHECKING:
 
 __all__ = ["CallerApi"]
 
-#: Longer ids are nobody's: AMQP itself carries no longer ones.
+#: Characters of a task id. AMQP cannot carry longer ones.
 _MAX_TASK_ID = 255
 
 
 class CallerApi:
-    """What callers may ask of a bridge. Each method but the last is one procedure.
+    """The procedures for callers.
 
-    What is asked by a task's id the bridge that sent the task answers best: it follows it. Of a task that no
-    bridge has sent, or that has long ended, the result backend may know.
+    A question about a task's id goes to the bridge that sent the task. About a task that no bridge sent,
+    or that ended long ago, the result backend is asked.
     """
 
     def __init__(
@@ -43,28 +46,41 @@ class CallerApi:
         tasks: Mapping[str, ExposedTask],
         in_flight: InFlight,
         known: KnownTasks,
-        neighbours: Neighbours,
+        peers: PeerBridges,
         status: Callable[[], Mapping[str, Any]],
     ) -> None:
         """Nothing is asked before a call comes.
 
         :param known: the tasks that this bridge sent
-        :param neighbours: the bridges that sent others
-        :param status: what the bridge knows of itself
+        :param peers: the bridges that sent others
+        :param status: what the bridge adds to ``status``
         """
         self._client = client
-        self._context = context
+        self._config = context.config
+        self._clock = context.clock
+        self._errors = context.errors
         self._tasks = tasks
         self._in_flight = in_flight
         self._known = known
-        self._neighbours = neighbours
-        self._stored = StoredTasks(client, context.errors)
+        self._peers = peers
+        self._backend = BackendResults(client, context.errors)
         self._status = status
         #: Calls of ``result`` that have no answer yet.
         self._waiting = 0
 
+    def handlers(self) -> dict[str, Handler]:
+        """The handlers of the procedures, by the last component of their URIs."""
+        return {
+            "tasks": self._handler("tasks", self.tasks),
+            "submit": self._handler("submit", self.submit),
+            "result": self._handler("result", self.result),
+            "state": self._handler("state", self.state),
+            "revoke": self._handler("revoke", self.revoke),
+            "status": self._handler("status", self.status),
+        }
+
     def tasks(self, _: Caller) -> list[dict[str, Any]]:
-        """Each exposed task: ``name``, ``uri``, ``signature``, ``doc``."""
+        """List the exposed tasks: ``name``, ``uri``, ``signature``, ``doc``."""
         return [task.describe() for task in self._tasks.values()]
 
     def submit(
@@ -76,9 +92,9 @@ class CallerApi:
         """
         task = self._tasks.get(name) if isinstance(name, str) else None
         if task is None:
-            raise self._context.errors.make("unknown_task", f"no task {name!r:.255} is exposed here")
+            raise self._errors.make("unknown_task", f"no task {name!r:.255} is exposed here")
         if not isinstance(args, list | tuple | None) or not isinstance(kwargs, Mapping | None):
-            raise self._context.errors.make(
+            raise self._errors.make(
                 "invalid_arguments", "submit takes a list as args and an object as kwargs"
             )
         followed = self._in_flight.send(task, args or (), kwargs or {}, options, caller)
@@ -86,15 +102,15 @@ class CallerApi:
         return followed.published().addCallback(lambda _: followed.task_id)
 
     def result(self, caller: Caller, task_id: Any) -> Deferred[Any]:
-        """Wait for a task's result, within ``call_timeout``. The task itself goes on."""
+        """Wait for a task's result, within ``call_timeout``. A timeout does not end the task."""
         canonical = self._canonical(task_id)
         known = self._known.find(canonical, caller)
         if known is not None:
-            return self._wait(lambda: KnownTasks.result(known), canonical)
+            return self._wait(known.result, canonical)
         return self._wait(lambda: self._ask_others("result", canonical, caller), canonical)
 
     def state(self, caller: Caller, task_id: Any) -> str | Deferred[str]:
-        """Celery's name of the task's state; ``PENDING``, as in Celery, also for what is not known."""
+        """Celery's name of a task's state. As in Celery, ``PENDING`` also means that the task is unknown."""
         canonical = self._canonical(task_id)
         known = self._known.find(canonical, caller)
         if known is not None:
@@ -105,70 +121,61 @@ class CallerApi:
     def revoke(self, caller: Caller, task_id: Any) -> Deferred[None]:
         """Ask the workers to revoke a task.
 
-        :return: fires once the broker has the request; what becomes of the task, its events tell
+        :return: fires once the broker has the request. The task's events report what becomes of it
         """
         canonical = self._canonical(task_id)
-        # Where everybody may, it does not matter who has sent it.
-        if self._context.config.task_access == "all" or self._known.find(canonical, caller) is not None:
-            return self._neighbours.revoke(canonical)
+        # Where every caller may, it does not matter who sent it.
+        if self._config.task_access == "all" or self._known.find(canonical, caller) is not None:
+            return self._peers.revoke(canonical)
         return self._ask_others("revoke", canonical, caller)
 
     def status(self, _: Caller) -> dict[str, Any]:
-        """How this bridge is, as docs/bridge.md has it."""
+        """The state of this bridge, as ``docs/bridge.md`` describes it."""
         return {
             "connected": self._client.connected,
             "broker_connected": self._client.broker_connected,
             "backend_connected": self._client.backend_connected,
             "in_flight": len(self._in_flight),
-            "max_in_flight": self._context.config.max_in_flight,
+            "max_in_flight": self._config.max_in_flight,
             "waiting": self._waiting,
             "tasks": len(self._tasks),
             "totals": dict(self._in_flight.totals),
             **self._status(),
         }
 
-    def handlers(self) -> dict[str, Handler]:
-        """What answers the calls, by the name of the procedure."""
-        procedures = (self.tasks, self.submit, self.result, self.state, self.revoke, self.status)
-        return {procedure.__name__: self._handler(procedure) for procedure in procedures}
-
-    def _handler(self, procedure: Callable[..., Any]) -> Handler:
+    def _handler(self, name: str, procedure: Callable[..., Any]) -> Handler:
         parameters = signature(procedure)
 
         def handle(invocation: Invocation) -> Any:
             try:
                 bound = parameters.bind(invocation.caller, *invocation.args, **invocation.kwargs)
             except TypeError as error:
-                raise self._context.errors.make(
-                    "invalid_arguments", f"{procedure.__name__}: {error}"
-                ) from error
+                raise self._errors.make("invalid_arguments", f"{name}: {error}") from error
             return procedure(*bound.args, **bound.kwargs)
 
         return handle
 
     def _ask_others(self, question: str, task_id: str, caller: Caller) -> Deferred[Any]:
-        """Ask the bridge that sent a task, then the result backend, which knows nothing of callers."""
-        asked = self._neighbours.ask(question, task_id, caller)
+        """Ask the bridge that sent a task, then the result backend, which knows no callers."""
+        asked = self._peers.ask(question, task_id, caller)
         return asked.addErrback(self._ask_backend, question, task_id)
 
     def _ask_backend(self, failure: Failure, question: str, task_id: str) -> Deferred[Any] | Failure:
-        unknown = self._context.errors.is_a(failure.value, "unknown_task")
-        if not unknown or self._context.config.task_access == "caller" or not self._client.keeps_results:
+        unknown = self._errors.is_a(failure.value, "unknown_task")
+        if not unknown or self._config.task_access == "caller" or not self._client.keeps_results:
             return failure
-        return self._stored.state(task_id) if question == "state" else self._stored.result(task_id)
+        return self._backend.state(task_id) if question == "state" else self._backend.result(task_id)
 
     def _pending(self, failure: Failure) -> str:
-        if not self._context.errors.is_a(failure.value, "unknown_task"):
+        if not self._errors.is_a(failure.value, "unknown_task"):
             failure.raiseException()
         pending: str = states.PENDING
         return pending
 
     def _wait(self, start: Callable[[], Deferred[Any]], task_id: str) -> Deferred[Any]:
-        limit = self._context.config.max_in_flight
+        limit = self._config.max_in_flight
         if self._waiting >= limit:
-            raise self._context.errors.make(
-                "overloaded", f"{limit} calls wait for results already; try again later"
-            )
+            raise self._errors.make("overloaded", f"{limit} calls wait for results already; try again later")
         self._waiting += 1
 
         def ended(result: Any) -> Any:
@@ -176,18 +183,18 @@ class CallerApi:
             return result
 
         waiting = start()
-        timeout = self._context.config.call_timeout
+        timeout = self._config.call_timeout
         if timeout is not None:
-            waiting.addTimeout(timeout, self._context.clock, lambda *_: self._too_late(timeout, task_id))
+            waiting.addTimeout(timeout, self._clock, lambda *_: self._too_late(timeout, task_id))
         return waiting.addBoth(ended)
 
     def _too_late(self, timeout: float, task_id: str) -> None:
-        raise self._context.errors.make("timeout", f"no result within {timeout:g} s", task_id=task_id)
+        raise self._errors.make("timeout", f"no result within {timeout:g} s", task_id=task_id)
 
     def _canonical(self, task_id: Any) -> str:
-        """The id as Celery writes it. Callers may leave out the dashes, as the topics do."""
+        """The id as Celery writes it. Callers may leave out the dashes, as topics do."""
         if not isinstance(task_id, str) or not 0 < len(task_id) <= _MAX_TASK_ID:
-            raise self._context.errors.make(
+            raise self._errors.make(
                 "invalid_arguments", f"a task id is text of 1 to {_MAX_TASK_ID} characters"
             )
         try:

@@ -1,1 +1,1 @@
-"""What happens to tasks and workers, from results and Celery's event stream to WAMP topics."""
+"""Events of tasks and workers, from results and from Celery's event stream to WAMP topics."""

@@ -1,4 +1,4 @@
-"""The tasks that no bridge has sent, as Celery's event stream tells of them."""
+"""Publishes the events of tasks that no bridge sent, from Celery's event stream."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from twistedcelery.wamp.events.story import Story
-from twistedcelery.wamp.tasks.exposed import is_exposed
+from twistedcelery.wamp.events.order import EventOrder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,27 +18,27 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_REMEMBERED", "ForeignTasks"]
 
-#: Tasks whose names and events are remembered, as many as in Celery's own ``State``; the one heard of least
-#: recently is forgotten first.
+#: Tasks whose names and events are remembered, as many as in Celery's own ``State``. The one whose last
+#: event is the oldest is forgotten first.
 MAX_REMEMBERED = 10_000
 
-#: Events that are kept while the names of their tasks are asked for.
-MAX_NAMELESS = 1000
+#: Events that are kept until the names of their tasks are known.
+MAX_UNNAMED = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class _Task:
     name: str
     #: ``None`` for a task that is not exposed.
-    story: Story | None
+    order: EventOrder | None
 
 
 class ForeignTasks:
     """Publishes what happens to them, as far as the configuration exposes them.
 
-    Celery tells a task's name when the task is sent (``task_send_sent_event``) and received, and
-    with nothing that follows. So names are remembered, and tasks whose names are not known are
-    passed over: whether they are exposed is not known either.
+    Celery gives a task's name when the task is sent (``task_send_sent_event``) and when it is received,
+    and in no later event. So names are remembered. A task without a known name is skipped: whether it
+    is exposed is not known either.
     """
 
     def __init__(self, config: Configuration, clock: Clock, events: EventPublisher) -> None:
@@ -47,59 +46,59 @@ class ForeignTasks:
         self._clock = clock
         self._events = events
         self._known: OrderedDict[str, _Task] = OrderedDict()
-        #: ``None`` unless names are being asked for.
-        self._nameless: list[Observation] | None = None
+        #: ``None`` unless workers are being asked for names.
+        self._unnamed: list[Observation] | None = None
 
-    def expect_names(self) -> None:
-        """From now on keep what is heard of tasks without a name, until `learn`."""
-        self._nameless = []
+    def keep_unnamed(self) -> None:
+        """Keep the events of tasks without a name, until `learn_names`."""
+        self._unnamed = []
 
-    def learn(self, names: Mapping[str, str]) -> None:
-        """Take the names of tasks, by id, that were received before anybody listened."""
+    def learn_names(self, names: Mapping[str, str]) -> None:
+        """Learn the names of tasks, by id, that were received before the stream was opened."""
         for task_id, name in names.items():
             if task_id not in self._known:
                 self._remember(task_id, name)
-        nameless, self._nameless = self._nameless or [], None
-        for observation in nameless:
-            self.take(observation)
+        unnamed, self._unnamed = self._unnamed or [], None
+        for observation in unnamed:
+            self.observe(observation)
 
-    def take(self, observation: Observation) -> None:
-        """Something has happened to a task."""
+    def observe(self, observation: Observation) -> None:
+        """Publish what has happened to a task."""
         task_id, name = observation.task_id, observation.name
         task = self._known.get(task_id)
         if name is not None and (task is None or task.name != name):
             # A task that replaces itself with another passes its id on.
             task = self._remember(task_id, name)
         if task is None:
-            if self._nameless is not None and len(self._nameless) < MAX_NAMELESS:
-                self._nameless.append(observation)
+            if self._unnamed is not None and len(self._unnamed) < MAX_UNNAMED:
+                self._unnamed.append(observation)
             return
         self._known.move_to_end(task_id)
-        if task.story is not None:
-            task.story.tell(observation.of(task.name))
+        if task.order is not None:
+            task.order.publish(observation.of(task.name))
 
     def forget(self) -> None:
-        """Publish nothing more of any task heard of so far."""
+        """Forget all tasks, and publish nothing more of them."""
         for task in self._known.values():
-            _end(task)
+            _stop(task)
         self._known.clear()
-        self._nameless = None
+        self._unnamed = None
 
     def _remember(self, task_id: str, name: str) -> _Task:
-        story = Story(self._clock, self._publish) if is_exposed(name, self._config) else None
+        order = EventOrder(self._clock, self._publish) if self._config.exposes(name) else None
         earlier = self._known.pop(task_id, None)
         if earlier is not None:
-            _end(earlier)
-        task = self._known[task_id] = _Task(name, story)
+            _stop(earlier)
+        task = self._known[task_id] = _Task(name, order)
         if len(self._known) > MAX_REMEMBERED:
-            _end(self._known.popitem(last=False)[1])
+            _stop(self._known.popitem(last=False)[1])
         return task
 
     def _publish(self, event: TaskEvent) -> None:
-        # What is not published now is the next leader's to publish, if it hears of it.
+        # What this bridge cannot publish now may reach the next leader, and would be published twice.
         self._events.publish(event, keep=False)
 
 
-def _end(task: _Task) -> None:
-    if task.story is not None:
-        task.story.stop()
+def _stop(task: _Task) -> None:
+    if task.order is not None:
+        task.order.stop()

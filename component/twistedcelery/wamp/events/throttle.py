@@ -1,4 +1,4 @@
-"""At most so many updates a second for one task; the latest wins."""
+"""Limits how often items are passed on; the latest wins."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ T = TypeVar("T")
 
 
 class Throttle(Generic[T]):
-    """Lets the first item through at once, then one each ``interval``: the latest of those offered.
+    """Passes the first item on at once, then the latest one every ``interval`` seconds.
 
     :param interval: seconds between two items
-    :param forward: called with each item that gets through
+    :param forward: called with each item that is passed on
     """
 
     def __init__(self, clock: Clock, interval: float, forward: Callable[[T], object]) -> None:
@@ -30,7 +30,7 @@ class Throttle(Generic[T]):
         self._stopped = False
 
     def offer(self, item: T) -> None:
-        """Forward the item now or later, unless a newer one takes its place."""
+        """Forward the item now or later, unless a newer one replaces it."""
         if self._stopped:
             return
         if self._timer is None:
@@ -40,7 +40,7 @@ class Throttle(Generic[T]):
             self._latest = [item]
 
     def supersede(self) -> None:
-        """Drop the item that waits: something else has made it out of date."""
+        """Drop the item that waits, because it is out of date."""
         self._latest = []
 
     def stop(self) -> None:

@@ -1,14 +1,14 @@
-"""What happens to tasks, published on WAMP topics.
+"""Publishes task events on WAMP topics.
 
-Each event goes to two topics: that of its task and kind, and that of the one run. On the latter the
-router retains it, for those who come late.
+Each event goes to the topic of its task and kind, and to the topic of the one run. On the latter the
+router may retain it for late subscribers.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from autobahn.exception import PayloadExceededError
 from autobahn.wamp.exception import SerializationError, TransportLost
@@ -22,16 +22,15 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from twistedcelery.wamp.config import Configuration
+    from twistedcelery.wamp.event_kinds import EventKind
+    from twistedcelery.wamp.interfaces import WampSession
 
-__all__ = ["FINAL_EVENTS", "EventPublisher", "PublishingSession", "TaskEvent"]
+__all__ = ["EventPublisher", "TaskEvent"]
 
-#: Nothing follows these, but for a task that is rejected to run once more.
-FINAL_EVENTS = frozenset({"succeeded", "failed", "revoked", "rejected"})
-
-#: Details that an event can do without: how a task went matters more than what it was given or has returned.
+#: Details that an event can do without: how a task ended matters more than its arguments and its result.
 _VALUES = frozenset({"args", "kwargs", "result"})
 
-#: Final events kept while there is no session; the oldest are dropped first.
+#: Final events that are kept while there is no session. The oldest are dropped first.
 _MAX_KEPT = 1000
 
 _log = Logger()
@@ -41,18 +40,17 @@ _log = Logger()
 class TaskEvent:
     """Something that happened to one run of a task.
 
-    :ivar event: one of `twistedcelery.wamp.config.EVENTS`
     :ivar task: the task's name
     :ivar task_id: as Celery writes it
     :ivar state: Celery's name of the state, or the task's own
     :ivar timestamp: seconds since the epoch
     :ivar caller: the WAMP session that called; ``None``: not known
-    :ivar details: what this kind of event has besides; still to be normalised
-    :ivar overtaken: whether a later one was published before it: then it is not for the topic of the
-        run, whose last event tells how things are
+    :ivar details: what this kind of event has besides; not yet normalised
+    :ivar overtaken: whether a later event was published before it. Then it does not go to the topic of the
+        run, whose last event is the current state
     """
 
-    event: str
+    kind: EventKind
     task: str
     task_id: str
     state: str
@@ -62,83 +60,67 @@ class TaskEvent:
     overtaken: bool = False
 
     @property
-    def begins_anew(self) -> bool:
-        """Whether the task is to run once more."""
-        # A task that is rejected may go back to its queue.
-        return self.event == "retried" or (self.event == "rejected" and bool(self.details.get("requeue")))
+    def is_retry(self) -> bool:
+        """Whether another attempt follows."""
+        return self.kind.is_retry(self.details)
 
     @property
     def is_final(self) -> bool:
         """Whether nothing follows."""
-        return self.event in FINAL_EVENTS and not self.begins_anew
+        return self.kind.is_final(self.details)
 
     def payload(self) -> dict[str, Any]:
-        """The keyword payload.
+        """The keyword payload, normalised.
 
-        :raise Unencodable: where WAMP cannot carry the details
+        :raise Unencodable: if WAMP cannot carry the details
         """
-        payload: dict[str, Any] = normalise(
-            {
-                "task_id": self.task_id,
-                "task": self.task,
-                "state": self.state,
-                "timestamp": self.timestamp,
-                **self.details,
-            }
-        )
-        return payload
-
-
-class PublishingSession(Protocol):
-    """What the publisher needs of a WAMP session."""
-
-    def is_attached(self) -> bool:
-        """Whether the session can send now."""
-
-    def publish(self, topic: str, *args: Any, **kwargs: Any) -> Any:
-        """As `autobahn.wamp.interfaces.IPublisher.publish`."""
+        payload = {
+            "task_id": self.task_id,
+            "task": self.task,
+            "state": self.state,
+            "timestamp": self.timestamp,
+            **self.details,
+        }
+        normal: dict[str, Any] = normalise(payload)
+        return normal
 
 
 class EventPublisher:
-    """Publishes events over whatever session the bridge has.
+    """Publishes events over the bridge's current session.
 
-    Without a session final events wait for the next one, since they say how things ended; what
-    leads up to them is dropped, since it would be out of date.
+    Without a session, final events wait for the next one. Others are dropped, since they would be out
+    of date.
     """
 
     def __init__(self, config: Configuration, uris: Uris) -> None:
         self._config = config
         self._uris = uris
-        self._session: PublishingSession | None = None
+        self._session: WampSession | None = None
         self._kept: deque[TaskEvent] = deque(maxlen=_MAX_KEPT)
 
-    def attach(self, session: PublishingSession) -> None:
-        """Publish over this session from now on, beginning with what was kept."""
+    def attach(self, session: WampSession) -> None:
+        """Publish over this session from now on, beginning with the events that were kept."""
         self._session = session
         kept = list(self._kept)
         self._kept.clear()
         for event in kept:
             self.publish(event)
 
-    def detach(self, session: PublishingSession) -> None:
-        """A session is gone. One that another has replaced already is ignored."""
+    def detach(self, session: WampSession) -> None:
+        """A session has ended. Does nothing if another has replaced it already."""
         if self._session is session:
             self._session = None
-
-    def wants(self, event: str) -> bool:
-        """Whether events of this kind are published at all."""
-        return event in self._config.events
 
     def publish(self, event: TaskEvent, keep: bool = True) -> None:
         """Publish an event, if the configuration wants it and somebody may see it.
 
-        :param keep: whether the end of a task waits for the next session where there is none
+        :param keep: whether a final event waits for the next session where there is none
         """
-        if not self.wants(event.event):
+        if event.kind.name not in self._config.events:
             return
         only_caller = self._config.event_audience == "caller"
         if only_caller and event.caller is None:
-            # The router does not disclose its callers. Nobody sees the event, rather than everybody.
+            # The router does not disclose its callers. Better no subscriber than every subscriber.
             return
         if self._session is None or not self._session.is_attached():
             if keep and event.is_final:
@@ -147,9 +129,8 @@ class EventPublisher:
         payload = _payload(event)
         if payload is None:
             return
-        self._send(
-            self._session, self._uris.event(event.task, event.event), payload, event.caller, retain=False
-        )
+        topic = self._uris.event(event.task, event.kind.name)
+        self._send(self._session, topic, payload, event.caller, retain=False)
         # The router keeps a restricted event beside the earlier ones, not in place of them.
         retain = not only_caller or event.is_final
         run_topic = self._uris.task_events(event.task_id)
@@ -157,7 +138,7 @@ class EventPublisher:
             self._send(self._session, run_topic, payload, event.caller, retain=retain)
 
     def announce(self, topic: str, payload: Mapping[str, Any]) -> None:
-        """Publish what is about no task. Without a session it is dropped."""
+        """Publish an event that is about no task. Without a session it is dropped."""
         if self._session is None or not self._session.is_attached():
             return
         try:
@@ -168,23 +149,18 @@ class EventPublisher:
         self._publish(self._session, topic, normal, PublishOptions(acknowledge=False))
 
     def _send(
-        self,
-        session: PublishingSession,
-        topic: str,
-        payload: dict[str, Any],
-        caller: int | None,
-        retain: bool,
+        self, session: WampSession, topic: str, payload: dict[str, Any], caller: int | None, retain: bool
     ) -> None:
         if why_not_a_uri(topic):
             return
         options = PublishOptions(acknowledge=False, retain=retain)
         if self._config.event_audience == "caller":
-            # Without an empty exclude list Crossbar stumbles over the retained event.
+            # Without an empty exclude list Crossbar fails on the retained event.
             options = PublishOptions(acknowledge=False, retain=retain, eligible=[caller], exclude=[])
         self._publish(session, topic, payload, options)
 
     def _publish(
-        self, session: PublishingSession, topic: str, payload: dict[str, Any], options: PublishOptions
+        self, session: WampSession, topic: str, payload: dict[str, Any], options: PublishOptions
     ) -> None:
         try:
             session.publish(topic, options=options, **payload)
@@ -193,7 +169,7 @@ class EventPublisher:
 
 
 def _payload(event: TaskEvent) -> dict[str, Any] | None:
-    """What is published of an event, if need be without `_VALUES`; ``None``: WAMP cannot carry it."""
+    """The payload, without `_VALUES` if WAMP cannot carry them; ``None`` if it cannot carry the rest."""
     try:
         return event.payload()
     except Unencodable as unencodable:
@@ -207,7 +183,7 @@ def _payload(event: TaskEvent) -> dict[str, Any] | None:
         said = "is published without its values"
     _log.warn(
         "a {event} event of {task} {said}: {reason}",
-        event=event.event,
+        event=event.kind.name,
         task=event.task,
         said=said,
         reason=reason,

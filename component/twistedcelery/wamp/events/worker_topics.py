@@ -1,4 +1,4 @@
-"""``celery_admin.worker.*``: which workers are there, as Celery's event stream tells of them."""
+"""Publishes on ``celery_admin.worker.*`` which workers are online, from Celery's event stream."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ if TYPE_CHECKING:
 
 __all__ = ["CHECK_INTERVAL", "MIN_SILENCE", "WorkerTopics"]
 
-#: A worker is taken for gone after so many of its heartbeats have failed to come, and so many seconds.
-#: Celery's own monitors wait for two: with the usual interval, 4 s, which a busy machine takes at times.
+#: A worker counts as offline after so many missed heartbeats, and so many seconds. Celery's own monitors
+#: wait for two heartbeats, usually 4 s, which a busy machine takes at times.
 MISSED_HEARTBEATS = 3
 MIN_SILENCE = 10.0
 
-#: Seconds between two looks at who is silent.
+#: Seconds between two checks for silent workers.
 CHECK_INTERVAL = 1.0
 
 #: Celery's usual interval, in seconds.
 _USUAL_INTERVAL = 2.0
 
-#: Workers that fell silent and of which nothing was heard since; more are not remembered.
+#: Silent workers that are remembered, to be reported when they are back.
 _MAX_SILENT = 1000
 
 _EVENTS = {"worker-online": "online", "worker-heartbeat": "heartbeat", "worker-offline": "offline"}
 
-#: What Celery tells of a worker, as far as it is of use to others.
+#: The fields of Celery's events that are published.
 _FIELDS = ("pid", "freq", "active", "processed", "loadavg", "sw_ident", "sw_ver", "sw_sys")
 
 
 class WorkerTopics:
-    """Publishes what workers tell of themselves, and when one is gone without a word."""
+    """Publishes the events of workers, and that a worker is offline when it falls silent."""
 
     def __init__(
         self, clock: Clock, wall_clock: Callable[[], float], events: EventPublisher, uris: Uris
@@ -45,19 +45,19 @@ class WorkerTopics:
         self._wall_clock = wall_clock
         self._events = events
         self._uris = uris
-        #: Until when each worker is waited for, by its name, and how long that is.
+        #: By name: when a worker counts as offline, and after how many seconds of silence.
         self._alive: dict[str, tuple[float, float]] = {}
         self._silent: dict[str, None] = {}
         self._timer: Timer | None = None
-        self._can_hear: Callable[[], bool] = lambda: False
+        self._is_connected: Callable[[], bool] = lambda: False
 
-    def start(self, can_hear: Callable[[], bool]) -> None:
-        """Begin, knowing of no worker.
+    def start(self, is_connected: Callable[[], bool]) -> None:
+        """Begin, without any known worker.
 
-        :param can_hear: whether events of workers come in; while they do not, nobody is silent
+        :param is_connected: whether the event stream is connected. If not, no worker counts as silent
         """
         self.stop()
-        self._can_hear = can_hear
+        self._is_connected = is_connected
         self._timer = self._clock.callLater(CHECK_INTERVAL, self._check)
 
     def stop(self) -> None:
@@ -69,7 +69,7 @@ class WorkerTopics:
             self._timer = None
 
     def take(self, event: Mapping[str, Any]) -> None:
-        """One of Celery's events of a worker."""
+        """Publish one of Celery's events of a worker."""
         kind, hostname = _EVENTS.get(event["type"]), event.get("hostname")
         if kind is None or not isinstance(hostname, str):
             return
@@ -79,8 +79,8 @@ class WorkerTopics:
             self._silent.pop(hostname, None)
             fields["reason"] = "left"
         elif "active" in event:
-            # Without it, it is what a worker answers to the control command of the same name. Those
-            # that run without heartbeats answer, too, and are not to be waited for.
+            # Without it, the event answers the control command of the same name. Workers without
+            # heartbeats answer too, and must not count as silent.
             self._alive[hostname] = self._patience(event.get("freq"))
             if hostname in self._silent:
                 del self._silent[hostname]
@@ -96,8 +96,8 @@ class WorkerTopics:
     def _check(self) -> None:
         self._timer = self._clock.callLater(CHECK_INTERVAL, self._check)
         now = self._clock.seconds()
-        if not self._can_hear():
-            # Once they can be heard again, each has as long as ever.
+        if not self._is_connected():
+            # Once the stream is back, each worker has its full time again.
             self._alive = {name: (now + silence, silence) for name, (_, silence) in self._alive.items()}
             return
         for hostname in [name for name, (until, _) in self._alive.items() if until <= now]:

@@ -1,1 +1,1 @@
-"""The bridge as a process, or a part of one: in Crossbar's containers, and by itself."""
+"""The bridge as a process of its own, and a client for its first call."""

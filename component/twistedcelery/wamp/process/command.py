@@ -1,4 +1,4 @@
-"""``twistedcelery bridge``: the bridge as a process of its own."""
+"""Implements ``twistedcelery bridge``: the bridge as a process of its own."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def run(*, url: str, realm: str, config: Path | None, settings: Sequence[tuple[s
 
     :param url: the router's
     :param config: a file with the configuration, as a JSON object
-    :param settings: keys and values that add to it, or go before
+    :param settings: keys and values that add to the file, or override it
     :return: the exit status
     """
-    # Importing it installs it, which is for the program to decide.
+    # Importing it installs it, which only a program may do.
     from twisted.internet import reactor
 
     every: Any = reactor
@@ -49,7 +49,7 @@ def run(*, url: str, realm: str, config: Path | None, settings: Sequence[tuple[s
         print(f"twistedcelery bridge: {error}", file=sys.stderr)  # noqa: T201  # for who typed the command
         return 1
     _log_to_stderr()
-    # The bridge itself sees to its calls when the reactor stops.
+    # The bridge has a trigger of its own, which lets its calls end.
     every.addSystemEventTrigger("before", "shutdown", runner.stop)
     every.callWhenRunning(runner.start)
     _stop_at_signals(every)
@@ -58,16 +58,16 @@ def run(*, url: str, realm: str, config: Path | None, settings: Sequence[tuple[s
 
 
 def _stop_at_signals(reactor: Any) -> None:
-    """Stop at the first SIGINT or SIGTERM, which takes up to ``drain_timeout``; others change nothing.
+    """Stop at the first SIGINT or SIGTERM, which takes up to ``drain_timeout``, and ignore further ones.
 
-    To Twisted's own handlers a second one is an error.
+    Twisted's own handlers raise an error at the second one.
     """
     stopping = False
 
     def stop() -> None:
         nonlocal stopping
         if stopping:
-            _log.info("the bridge is stopping already; calls in flight may end first")
+            _log.info("the bridge is stopping already, and waits for the calls in flight")
         else:
             stopping = True
             reactor.stop()
@@ -77,7 +77,7 @@ def _stop_at_signals(reactor: Any) -> None:
 
 
 def _log_to_stderr() -> None:
-    # Twisted does not declare to type checkers what these provide.
+    # Their types do not declare the interfaces that they provide.
     observer: Any = textFileLogObserver(sys.stderr)
     level: Any = LogLevelFilterPredicate(defaultLogLevel=LogLevel.info)
     filtered: Any = FilteringLogObserver(observer, [level])
@@ -85,10 +85,10 @@ def _log_to_stderr() -> None:
 
 
 def configuration(path: Path | None, settings: Sequence[tuple[str, str]]) -> dict[str, Any]:
-    """The bridge's configuration, put together.
+    """Combine a file and settings into the bridge's configuration.
 
-    :param settings: a value that is no JSON stands for itself, as text
-    :raise ConfigurationError: where the file cannot be read, or holds no JSON object
+    :param settings: a value that is no JSON is taken as text
+    :raise ConfigurationError: if the file cannot be read, or holds no JSON object
     """
     extra: dict[str, Any] = {}
     if path is not None:

@@ -1,8 +1,7 @@
 """Keeps a session on a router, without Crossbar's container.
 
-Autobahn's own runners do not fit: ``ApplicationRunner`` takes every accepted TCP connection for a
-success, so that a router which refuses the bridge is asked again without growing pauses, and
-``Component`` gives a session no chance to let its calls end.
+Autobahn's own runners do not fit. ``ApplicationRunner`` resets its delays at every accepted TCP
+connection, also of a router that refuses the bridge. ``Component`` does not let a session's calls end.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
 from twisted.internet.ssl import optionsForClientTLS
 
 from twistedcelery.errors import ConfigurationError
-from twistedcelery.wamp.process.keeping import KeptConnection
+from twistedcelery.wamp.router.reconnect import ReconnectingClient
 from twistedcelery.wamp.session import CeleryBridge
 
 if TYPE_CHECKING:
@@ -29,15 +28,15 @@ if TYPE_CHECKING:
 
 __all__ = ["Runner"]
 
-#: Seconds for the TCP connection, and as many for WebSocket's handshake.
+#: Seconds for the TCP connection, and again for the WebSocket handshake.
 CONNECT_TIMEOUT = 10.0
 
 _WEBSOCKET_OPTIONS = {
     "openHandshakeTimeout": CONNECT_TIMEOUT,
-    # Crossbar's default, both ways.
+    # Crossbar's default, in both directions.
     "maxMessagePayloadSize": 16 * 1024 * 1024,
     "maxFramePayloadSize": 0,
-    # A router that is gone without a word is noticed within 15 s.
+    # Detects a router that vanished within 15 s.
     "autoPingInterval": 10.0,
     "autoPingTimeout": 5.0,
     "autoPingRestartOnAnyTraffic": True,
@@ -47,12 +46,12 @@ _WEBSOCKET_OPTIONS = {
 
 
 class Runner:
-    """Connects, and connects again, until it is stopped.
+    """Connects and reconnects until it is stopped.
 
     :param url: the router's: ``ws://``, ``wss://``, ``rs://`` or ``rss://``
     :param extra: the bridge's configuration
-    :ivar ended: fires once it was stopped and has ended
-    :raise ConfigurationError: where the URL is none of these
+    :ivar ended: fires once it is stopped and the last connection has ended
+    :raise ConfigurationError: if the URL is none of these
     """
 
     def __init__(self, reactor: Any, url: str, realm: str, extra: Mapping[str, Any]) -> None:
@@ -60,24 +59,24 @@ class Runner:
         self._url = url
         self._config = ComponentConfig(realm, dict(extra), runner=self)
         self._host, self._port, self._secure = _parse(url)
-        self._kept = KeptConnection(reactor, url, self._connect)
-        self.ended: Deferred[None] = self._kept.ended
+        self._client = ReconnectingClient(reactor, url, self._connect)
+        self.ended: Deferred[None] = self._client.ended
 
     def start(self) -> None:
-        """Begin. Nothing that goes wrong on the way ends it."""
-        self._kept.start()
+        """Connect. No failure ends the attempts."""
+        self._client.start()
 
     def stop(self) -> None:
-        """Connect no more. A session that has joined is left alone."""
-        self._kept.stop()
+        """Stop reconnecting. A session that has joined stays."""
+        self._client.stop()
 
     def _connect(self) -> Deferred[Any]:
         connecting: Deferred[Any] = self._endpoint().connect(self._factory())
         return connecting
 
     def _factory(self) -> Any:
-        # Not CBOR: its decoder takes fewer levels of nesting than a router accepts from those who call in
-        # MessagePack, so that one argument could end the bridge's session.
+        # Not CBOR: its decoder accepts fewer levels of nesting than MessagePack's. One argument of a caller
+        # that uses MessagePack could end the bridge's session.
         if self._url.startswith("rs"):
             return WampRawSocketClientFactory(self._make, serializer=MsgPackSerializer())
         factory = WampWebSocketClientFactory(
@@ -91,20 +90,20 @@ class Runner:
         return factory
 
     def _endpoint(self) -> Any:
-        # Twisted does not declare to type checkers that it provides IStreamClientEndpoint.
+        # Its type does not declare that it provides IStreamClientEndpoint.
         endpoint: Any = HostnameEndpoint(self._reactor, self._host, self._port, timeout=CONNECT_TIMEOUT)
         return wrapClientTLS(optionsForClientTLS(self._host), endpoint) if self._secure else endpoint
 
     def _make(self) -> CeleryBridge:
         session = CeleryBridge(self._config, self._reactor)
         session.on(  # type: ignore[no-untyped-call]  # it has no types
-            "join", lambda *_: self._kept.joined(self._config.realm)
+            "join", lambda *_: self._client.joined(self._config.realm)
         )
         return session
 
 
 def _parse(url: str) -> tuple[str, int, bool]:
-    """Host, port, and whether TLS is used."""
+    """The host, the port, and whether TLS is used."""
     try:
         parsed = parse_rawsocket_url(url) if url.startswith("rs") else parse_websocket_url(url)
     except Exception as error:
@@ -112,7 +111,5 @@ def _parse(url: str) -> tuple[str, int, bool]:
         raise ConfigurationError(f"{url!r:.255} is no URL of a WAMP router: {error}") from error
     secure, host, port = parsed[:3]
     if host == "unix" or not isinstance(port, int):
-        raise ConfigurationError(
-            f"{url!r:.255} is no URL of a WAMP router: sockets of Unix are not supported"
-        )
+        raise ConfigurationError(f"{url!r:.255} is no URL of a WAMP router: Unix sockets are not supported")
     return host, port, secure

@@ -1,1 +1,1 @@
-"""Calls of tasks: what is exposed, how a call becomes a task, and how that is followed to its end."""
+"""Tasks: which ones are exposed, how a call or an event becomes one, and how it is followed to its end."""

@@ -1,11 +1,10 @@
-"""Which tasks of an application the bridge exposes, and what it knows of each."""
+"""Holds the tasks that the bridge exposes, and what it knows of each."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -15,16 +14,15 @@ from celery.app.utils import find_app
 
 from twistedcelery.errors import ConfigurationError
 from twistedcelery.wamp.uris import Uris, why_not_a_uri
-from twistedcelery.wamp.values import Unencodable, normalise
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from celery.app.task import Task
 
     from twistedcelery.wamp.config import Configuration
 
-__all__ = ["ExposedTask", "ExposedTasks", "is_exposed", "load_application"]
+__all__ = ["ExposedTask", "ExposedTasks", "load_application"]
 
 
 @dataclass(frozen=True)
@@ -32,11 +30,10 @@ class ExposedTask:
     """One task that callers may call.
 
     :ivar name: the task's name
-    :ivar uri: its procedure; ``None`` for a name that fits in no URI, which only
-        ``celery_api.submit`` can call
+    :ivar uri: its procedure; ``None`` for a name that makes no URI, which only ``celery_api.submit`` can call
     :ivar reason: why it has no URI
     :ivar task: the task as the application registered it; ``None`` for one that only workers have
-    :ivar ignores_result: whether workers have said of such a task that its result is kept nowhere
+    :ivar ignores_result: whether workers announced such a task with ``ignore_result``
     """
 
     name: str
@@ -46,11 +43,11 @@ class ExposedTask:
     ignores_result: bool = False
 
     def check_arguments(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        """Celery's own check, which ``apply_async`` makes before it sends.
+        """Check arguments as ``apply_async`` does.
 
-        What only workers have is theirs to check.
+        The arguments of a task that only workers have are checked by the worker.
 
-        :raise TypeError: where the arguments do not fit the task's signature
+        :raise TypeError: if the arguments do not fit the task's signature
         """
         # A task class whose run() Celery did not wrap has no such check.
         check = getattr(self.task, "__header__", None)
@@ -65,15 +62,15 @@ class ExposedTask:
         return {"ignore_result": self.task.ignore_result, **declared, "task_type": self.task}
 
     def describe(self) -> dict[str, Any]:
-        """What a caller needs to know: ``name``, ``uri``, ``signature`` and ``doc``, as text or ``None``.
+        """Describe the task to callers: ``name``, ``uri``, ``signature`` and ``doc``, as text or ``None``.
 
-        ``reason`` is there for a task without a URI. Workers tell no signature and no doc.
+        A task without a URI has a ``reason``. Workers announce no signature and no doc.
         """
         return dict(self._description)
 
     @cached_property
     def _description(self) -> dict[str, Any]:
-        # Looking at thousands of functions takes so long that it is done once.
+        # Inspecting thousands of functions takes long, so it is done once.
         described: dict[str, Any] = {
             "name": self.name,
             "uri": self.uri,
@@ -90,7 +87,7 @@ class ExposedTask:
         try:
             return str(inspect.signature(self.task.run))
         except (TypeError, ValueError):
-            # Something callable that is no Python function.
+            # A callable that is no Python function.
             return None
 
 
@@ -99,7 +96,7 @@ def load_application(name: str | None) -> Celery:
 
     :param name: as ``celery -A`` takes it; ``None``: one without tasks, which Celery configures from
         ``CELERY_BROKER_URL`` and ``CELERY_RESULT_BACKEND`` in the environment
-    :raise ConfigurationError: where it cannot be imported, or is something else
+    :raise ConfigurationError: if it cannot be imported, or is something else
     """
     if name is None:
         return Celery("twistedcelery", set_as_current=False)
@@ -109,7 +106,7 @@ def load_application(name: str | None) -> Celery:
             app.loader.import_default_modules()
             app.finalize()
     except Exception as error:
-        # Importing runs the user's code, so anything can come out of it.
+        # Importing runs the user's code, which can raise anything.
         raise ConfigurationError(
             f"configuration key 'app': the Celery application {name!r:.80} cannot be imported: "
             f"{type(error).__name__}: {error}"
@@ -123,7 +120,7 @@ def load_application(name: str | None) -> Celery:
 
 
 class ExposedTasks(Mapping[str, ExposedTask]):
-    """The tasks that ``include`` and ``exclude`` leave, by name: the application's and, later on, workers'.
+    """The exposed tasks, by name: the application's, and those that workers announce.
 
     :param changed: called with each task that is exposed from now on, or (``False``) no longer
     """
@@ -140,7 +137,7 @@ class ExposedTasks(Mapping[str, ExposedTask]):
         self._changed = changed
         registered = app.tasks.items() if config.discover != "workers" else ()
         self._tasks = {
-            name: self._make(name, task) for name, task in sorted(registered) if is_exposed(name, config)
+            name: self._make(name, task) for name, task in sorted(registered) if config.exposes(name)
         }
 
     def __getitem__(self, name: str) -> ExposedTask:
@@ -153,9 +150,9 @@ class ExposedTasks(Mapping[str, ExposedTask]):
         return len(self._tasks)
 
     def announced(self, name: str, ignores_result: bool | None) -> None:
-        """Workers have a task, or (``None``) no longer. Of its own the application knows better."""
+        """Add a task that workers have, or (``None``) no longer have. The application's own tasks stay."""
         known = self._tasks.get(name)
-        if not is_exposed(name, self._config) or (known is not None and known.task is not None):
+        if not self._config.exposes(name) or (known is not None and known.task is not None):
             return
         if ignores_result is not None:
             task = self._tasks[name] = self._make(name, None, ignores_result)
@@ -169,17 +166,3 @@ class ExposedTasks(Mapping[str, ExposedTask]):
         uri = self._uris.task(name)
         reason = why_not_a_uri(uri)
         return ExposedTask(name, None if reason else uri, reason, task, ignores_result)
-
-
-def is_exposed(name: str, config: Configuration) -> bool:
-    """Whether ``include`` and ``exclude`` leave a task of this name, and callers could say it."""
-    try:
-        normalise(name)
-    except Unencodable:
-        # Nobody could be told of any task for its sake.
-        return False
-    return _matches(name, config.include) and not _matches(name, config.exclude)
-
-
-def _matches(name: str, patterns: Iterable[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)

@@ -12,7 +12,7 @@ from pika.spec import Basic, BasicProperties, Channel
 
 from twistedcelery.encoding.message import OutgoingMessage
 from twistedcelery.transports.amqp.delivery import Delivery
-from twistedcelery.transports.amqp.frames import DeliveryReader, publish_frames
+from twistedcelery.transports.amqp.wire import DeliveryReader, publish_frames
 
 NAMES = st.text(max_size=60)
 TABLES = st.dictionaries(

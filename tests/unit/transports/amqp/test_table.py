@@ -15,8 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from twistedcelery.encoding.message import OutgoingMessage
-from twistedcelery.transports.amqp.properties import encode_properties
-from twistedcelery.transports.amqp.table import encode_table
+from twistedcelery.transports.amqp.wire import encode_properties, encode_table
 
 
 class Colour(enum.StrEnum):

@@ -21,7 +21,7 @@ from twistedcelery.errors import (
     Unroutable,
 )
 from twistedcelery.transports.connection import Refused
-from twistedcelery.transports.queued import TURN_BUDGET
+from twistedcelery.transports.publishing import TURN_BUDGET
 from twistedcelery.transports.redis.message_writer import MessageWriter
 from twistedcelery.transports.redis.publisher import RedisPublisher
 
@@ -297,3 +297,26 @@ def test_closing(scene, stage):
     assert closed == [None]
     assert isinstance(scene.publish("b")[0], Disconnected)
     assert not scene.clock.getDelayedCalls()
+
+
+def test_declarations_of_a_message_that_was_not_sent(scene):
+    """The next message that needs the queue declares it: nothing of the first one went out."""
+    queue = kombu.Queue("celery", kombu.Exchange("celery"), "celery")
+    link = confirmed_link(scene)
+    odd = message("a", declare=(queue,))
+    object.__setattr__(odd, "headers", {"x": object()})
+    assert isinstance(outcomes_of(scene.publisher.publish(odd))[0], EncodeError)
+    scene.publish("b", declare=(queue,))
+    assert link.names() == ["LPUSH", "MULTI", "SADD", "SADD", "EXEC", "LPUSH"]
+
+
+@pytest.mark.parametrize("mandatory", [True, False])
+def test_a_message_without_a_route_makes_room(mandatory):
+    """Those that wait behind it go out, though nothing else is confirmed."""
+    scene = Scene(max_unconfirmed=1)
+    link = confirmed_link(scene)
+    scene.publish("a", exchange="animals", routing_key="x", mandatory=mandatory)
+    scene.publish("b")
+    assert tasks(link) == ["first"]
+    link.answer(set())
+    assert tasks(link) == ["first", "b"]

@@ -20,10 +20,8 @@ from twistedcelery.errors import (
 )
 from twistedcelery.transports.connection import Refused
 from twistedcelery.transports.redis.offline_backend import OfflineRedisBackend
-from twistedcelery.transports.redis.reads import Reads
-from twistedcelery.transports.redis.requests import Requests
-from twistedcelery.transports.redis.results import RedisResults
-from twistedcelery.transports.redis.subscriptions import Subscriptions
+from twistedcelery.transports.redis.requests import Reads, Requests
+from twistedcelery.transports.redis.results import RedisResults, Subscriptions
 
 
 class Receiver:
@@ -171,6 +169,59 @@ def test_a_read_that_was_not_answered_is_asked_again(scene):
     assert again.commands == [("MGET", KEY)]
     again.answer([state("SUCCESS", 1)])
     subscriber.answer_all()
+    assert scene.receiver.told == [("a", "SUCCESS", 1)]
+
+
+def test_what_comes_before_an_answer_is_read_together(scene):
+    """A burst while Redis is slow is one question more, in pieces, and none for what was forgotten."""
+    scene.source.watch("first")
+    subscriber, reader = scene.up()
+    subscriber.answer_all()
+    scene.clock.advance(0)
+    for number in range(150):
+        scene.source.watch(f"{number}")
+    subscriber.answer_all()
+    scene.clock.advance(0)
+    scene.source.forget("7")
+    assert reader.commands == [("MGET", b"celery-task-meta-first")]
+    reader.answer([None])
+    scene.clock.advance(0)
+    pieces = reader.commands[1:]
+    assert [len(keys) for _, *keys in pieces] == [100, 49]
+    assert b"celery-task-meta-7" not in pieces[0]
+    reader.answer([None] * 100, [None] * 48 + [state("SUCCESS", 149)])
+    subscriber.answer_all()
+    assert scene.receiver.told == [("149", "SUCCESS", 149)]
+
+
+def test_reads_wait_for_a_password_that_is_put_right(scene):
+    """Those that were not answered are asked once Redis lets the client in."""
+    scene.source.watch("a")
+    subscriber = scene.subscribing.accept(FakeLink(scene.clock))
+    subscriber.answer_all()
+    scene.clock.advance(0)
+    scene.reading.refuse(BrokerAccessRefused("WRONGPASS"))
+    scene.clock.advance(1)
+    again = scene.reading.accept(FakeLink(scene.clock))
+    scene.clock.advance(0)
+    assert again.commands == [("MGET", KEY)]
+    again.answer([state("SUCCESS", 1)])
+    subscriber.answer_all()
+    assert scene.receiver.told == [("a", "SUCCESS", 1)]
+
+
+def test_reads_that_are_refused(scene, logged_errors):
+    """That is logged, and later keys are read."""
+    scene.source.watch("a")
+    subscriber, reader = scene.up()
+    subscriber.answer_all()
+    scene.clock.advance(0)
+    reader.answer(Refused("NOPERM"))
+    scene.source.watch("b")
+    subscriber.answer_all()
+    scene.clock.advance(0)
+    assert reader.commands[1:] == [("MGET", b"celery-task-meta-b")]
+    subscriber.deliver(KEY, state("SUCCESS", 1))
     assert scene.receiver.told == [("a", "SUCCESS", 1)]
 
 

@@ -1,0 +1,56 @@
+"""Asks the result backend about tasks, whoever sent them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from celery import states
+from twisted.internet.defer import CancelledError
+
+if TYPE_CHECKING:
+    from twisted.internet.defer import Deferred
+    from twisted.python.failure import Failure
+
+    from twistedcelery import TwistedCelery
+    from twistedcelery.wamp.errors import CallErrors
+
+__all__ = ["BackendResults"]
+
+
+class BackendResults:
+    """The results in a backend that keeps them."""
+
+    def __init__(self, client: TwistedCelery, errors: CallErrors) -> None:
+        self._client = client
+        self._errors = errors
+
+    def state(self, task_id: str) -> Deferred[str]:
+        """Fires with Celery's name of the state: ``PENDING`` also for a task that does not exist."""
+        return self._client.result(task_id).state.addErrback(self._not_answered, task_id)
+
+    def result(self, task_id: str) -> Deferred[Any]:
+        """Wait for a task's value. For a task that does not exist, it never fires."""
+        result = self._client.result(task_id)
+
+        def failed(failure: Failure) -> NoReturn:
+            meta = result.meta
+            if meta is None or meta["status"] not in states.PROPAGATE_STATES:
+                self._not_answered(failure, task_id)
+            elif meta["status"] == states.REVOKED:
+                raise self._errors.make("revoked", "the task was revoked", task_id=task_id)
+            else:
+                name = meta.get("name") or _named_in(failure)
+                raise self._errors.task_failed(failure, name, task_id, meta.get("traceback"))
+
+        return result.get().addErrback(failed)
+
+    def _not_answered(self, failure: Failure, task_id: str) -> NoReturn:
+        if failure.check(CancelledError):
+            failure.raiseException()
+        raise self._errors.not_delivered(failure, task_id)
+
+
+def _named_in(failure: Failure) -> str:
+    """The name in the error of a worker that does not know the task; of other errors, any text."""
+    args = getattr(failure.value, "args", ())
+    return args[0] if args and isinstance(args[0], str) else ""

@@ -1,0 +1,1 @@
+"""``celery_admin.*``: commands and queries to workers, for operators."""
