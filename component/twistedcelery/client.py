@@ -12,6 +12,7 @@ from twisted.internet.interfaces import IReactorCore
 from twistedcelery._deferreds import Waiters
 from twistedcelery.calls.dispatch import Route
 from twistedcelery.calls.dispatcher import Dispatcher, Pacer
+from twistedcelery.calls.lost import LostCalls
 from twistedcelery.calls.task import TwistedTask
 from twistedcelery.errors import Disconnected, InvalidCall
 from twistedcelery.results.backend import ResultBackend
@@ -48,6 +49,8 @@ class TwistedCelery:
     :param publish_timeout: seconds for the broker to take a message, connecting included.
         ``send_task(..., confirm_timeout=...)`` sets it for one call.
     :param terminate: whether cancelling a call kills the process that runs its task already
+    :param lost_after: seconds that a call has waited at least before it may fail with `ResultLost`: no
+        worker has its task any more, and no queue. ``None``: it waits for ever.
     :param transport: ``"auto"``: native where there is a native one, else Celery's own code in a few
         dedicated threads; ``"threads"``: always the latter; or a
         `twistedcelery.transports.interface.Transport`, such as `twistedcelery.testing.MemoryTransport`
@@ -62,6 +65,7 @@ class TwistedCelery:
         *,
         publish_timeout: float = 10.0,
         terminate: bool = False,
+        lost_after: float | None = 120.0,
         transport: str | Transport = "auto",
         disconnect_at_shutdown: bool = True,
     ) -> None:
@@ -78,7 +82,8 @@ class TwistedCelery:
         self._backend = ResultBackend(reactor, self._binding, pending, self._revoker, self._control)
         clock = time.perf_counter if isinstance(transport, str) else transport.pacing_clock
         pacer = Pacer(reactor, clock)
-        route = Route(pending, self._backend, pacer, reactor, publish_timeout, terminate)
+        self._lost = LostCalls(app, reactor, self._binding, pending, self._control, lost_after)
+        route = Route(pending, self._backend, pacer, self._lost, reactor, publish_timeout, terminate)
         self._dispatcher = Dispatcher(self._binding, route, self._revoker)
         self._is_disconnecting = False
         self._is_disconnected = False
@@ -246,6 +251,7 @@ class TwistedCelery:
         return waiter
 
     def _close(self) -> Deferred[Any]:
+        self._lost.stop()
         self._dispatcher.end_all()
         self._pending.fail_all(
             lambda waiting: Disconnected(

@@ -21,6 +21,7 @@
     │   ├── ReplyUndecodable          the reply is not what Celery sends
     │   ├── ReplyTooLarge             the reply would decompress to more than is allowed
     │   ├── ResultBackendUnavailable  the result backend did not answer in time
+    │   ├── ResultLost                no worker has the task any more, and its queue is empty
     │   └── RepliesLost               the connection went before workers' replies had come
     ├── CallCancelled                 the caller cancelled; the task is revoked
     └── Disconnected                  ``disconnect()`` was called before the result came
@@ -57,6 +58,7 @@ __all__ = [
     "ReplyUndecodable",
     "ResultBackendUnavailable",
     "ResultError",
+    "ResultLost",
     "TwistedCeleryError",
     "Unroutable",
     "UnsupportedByBackend",
@@ -149,6 +151,13 @@ class ReplyTooLarge(ResultError):
 
 class ResultBackendUnavailable(ResultError):
     """The result backend did not answer in the time allowed."""
+
+
+class ResultLost(ResultError):
+    """No worker has the task any more, its queue is empty, and there is no result.
+
+    For example, the worker that ran it was killed. The task may have run in part.
+    """
 
 
 class RepliesLost(ResultError):

@@ -108,6 +108,7 @@ def test_the_public_names_are_pinned():
             "ReplyUndecodable",
             "ResultBackendUnavailable",
             "ResultError",
+            "ResultLost",
             "TaskDeferred",
             "TaskResult",
             "TwistedCelery",

@@ -14,6 +14,7 @@ from twisted.python.failure import Failure
 from twistedcelery._deferreds import all_done
 from twistedcelery._types import Clock
 from twistedcelery.calls.call import TaskDeferred
+from twistedcelery.calls.lost import LostCalls
 from twistedcelery.encoding.message import Encoded, OutgoingMessage
 from twistedcelery.errors import NoResultBackend, TwistedCeleryError
 from twistedcelery.results.backend import ResultBackend
@@ -74,6 +75,7 @@ class Route:
     :ivar pending: who waits for which task
     :ivar backend: makes results, and joins them
     :ivar pacer: spreads bursts over reactor turns
+    :ivar lost: finds out what became of calls that wait long
     :ivar clock: for time limits
     :ivar publish_timeout: seconds for the broker to take messages that set no limit of their own
     :ivar terminate: whether cancelling a call kills the processes that run its tasks
@@ -83,6 +85,7 @@ class Route:
     pending: PendingResults
     backend: ResultBackend
     pacer: Pacer
+    lost: LostCalls
     clock: Clock
     publish_timeout: float
     terminate: bool
@@ -211,11 +214,15 @@ class Dispatch:
                 continue
             self._publications.append(publication)
             self._unconfirmed += 1
-            publication.addCallbacks(self._confirmed, self._not_published, errbackArgs=(message,))
+            publication.addCallbacks(
+                self._confirmed, self._not_published, callbackArgs=(message,), errbackArgs=(message,)
+            )
         self._one_less()
 
-    def _confirmed(self, _: object) -> None:
+    def _confirmed(self, _: object, message: OutgoingMessage) -> None:
         self._is_taken = True
+        if self.state is State.PUBLISHED:
+            self._route.lost.sent(message)
         self._one_less()
 
     def _one_less(self) -> None:
@@ -317,9 +324,12 @@ class Dispatch:
 
     def _let_go(self) -> None:
         del self._route.in_flight[self]
+        self._route.lost.discard(self.task_id)
         if self._waits:
             self._route.pending.discard(self)
         if self._join is not None:
+            for member in self._join.members:
+                self._route.lost.discard(member.task_id)
             self._route.backend.dismiss(self._join)
         # Arguments may be large, and the call may be kept.
         self.call.dispatch = None

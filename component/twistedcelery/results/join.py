@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from twisted.python.failure import Failure
 
-from twistedcelery.errors import ResultError, TwistedCeleryError
+from twistedcelery.errors import ResultError, ResultLost, TwistedCeleryError
 from twistedcelery.results.outcome import outcome_of
 
 if TYPE_CHECKING:
@@ -109,7 +109,9 @@ class Join:
 
     def task_lost(self, task_id: str, error: TwistedCeleryError) -> None:
         """What became of a task will not be known."""
-        if not self.over and (task_id in self._leaves or not isinstance(error, ResultError)):
+        # A reply that cannot be read may be of a task that has done its part. One that is lost has not.
+        passing = isinstance(error, ResultError) and not isinstance(error, ResultLost)
+        if not self.over and (task_id in self._leaves or not passing):
             self._end(Failure(error))
 
     def _pass_on_values(self, on_value: Callable[[str, Any], object]) -> None:

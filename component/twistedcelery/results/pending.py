@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
+from celery.states import RETRY
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
@@ -71,6 +72,7 @@ class PendingResults:
         self.states = StateCache()
         # A caller may reuse a task id while its first call waits: both get the result.
         self._waiting: dict[str, list[Waiting]] = {}
+        self._retried: set[str] = set()
 
     def add(self, waiting: Waiting) -> Deferred[None] | None:
         """Wait for a task. Done before the task is published, so that no reply is missed.
@@ -87,6 +89,19 @@ class PendingResults:
         ready = [one for one in map(self.add, several) if one is not None]
         return all_done(ready) if ready else None
 
+    def is_waited_for(self, task_id: str) -> bool:
+        """Whether anything waits for a task."""
+        return task_id in self._waiting
+
+    def was_retried(self, task_id: str) -> bool:
+        """Whether a task that is waited for has had the state ``RETRY``."""
+        return task_id in self._retried
+
+    def update(self, task_id: str, state: str, meta: Any) -> None:
+        """Pass on a state that no worker has stored."""
+        for waiting in tuple(self._waiting.get(task_id, ())):
+            waiting.update(state, meta)
+
     def discard(self, waiting: Waiting) -> None:
         """Stop waiting, if it does wait."""
         several = self._waiting.get(waiting.task_id)
@@ -102,8 +117,9 @@ class PendingResults:
         state = meta["status"]
         if state not in FINAL_STATES:
             self.states.note(task_id, meta)
-            for waiting in tuple(self._waiting.get(task_id, ())):
-                waiting.update(state, meta["result"])
+            if state == RETRY and task_id in self._waiting:
+                self._retried.add(task_id)
+            self.update(task_id, state, meta["result"])
             return
         several = self._take(task_id)
         if several:
@@ -134,6 +150,7 @@ class PendingResults:
 
     def _forget(self, task_id: str) -> None:
         assert self.source is not None
+        self._retried.discard(task_id)
         self.source.forget(task_id)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -79,7 +80,6 @@ class Binding:
 
     :param choice: as ``transport`` of `twistedcelery.TwistedCelery`
     :param receiver: called with states; its ``source`` is set
-    :ivar bound: what is there to be used, closing included
     """
 
     def __init__(self, setup: Setup, choice: str | Transport, receiver: BindingReceiver) -> None:
@@ -87,7 +87,8 @@ class Binding:
         self._choice = choice
         self._receiver = receiver
         self._closing = False
-        self.bound: BoundTransport | None = None
+        self._bound: BoundTransport | None = None
+        self._process = os.getpid()
         #: The settings that the transport was bound for, until it is used.
         self._bound_for: dict[str, Any] | None = None
         try:
@@ -97,19 +98,31 @@ class Binding:
             # Each call tries again and fails with the error; the constructor never raises it.
             pass
 
+    @property
+    def bound(self) -> BoundTransport | None:
+        """The transport as it is, closing included; ``None`` in a process that was forked since."""
+        return self._bound if self._process == os.getpid() else None
+
     def use(self) -> BoundTransport:
         """The transport, to be used now.
 
-        :raises Disconnected: the client was disconnected
+        :raises Disconnected: the client was disconnected, or in use when the process was forked
         :raises ConfigurationError: the application cannot be used as it is configured
         """
         if self._closing:
             raise Disconnected("this TwistedCelery was disconnected; make a new one")
         bound_for, self._bound_for = self._bound_for, None
-        if bound_for is not None and bound_for != self._settings():
+        if self._bound is not None and self._process != os.getpid():
+            # The other process goes on with its own reply queue.
+            if bound_for is None:
+                raise Disconnected(
+                    "this TwistedCelery was in use when the process was forked; make a new one in the child"
+                )
+            self._bound = None
+        elif bound_for is not None and bound_for != self._settings():
             # Nothing is connected yet.
             self._close_bound()
-        return self.bound or self._bind()
+        return self._bound or self._bind()
 
     def stop_use(self) -> None:
         """From now on `use` raises `Disconnected`; what is ``bound`` goes on until `close`."""
@@ -121,7 +134,8 @@ class Binding:
         return self._close_bound()
 
     def _close_bound(self) -> Deferred[None]:
-        bound, self.bound = self.bound, None
+        # The connections of another process are not this one's to close.
+        bound, self._bound = self.bound, None
         return succeed(None) if bound is None else bound.close()
 
     def _settings(self) -> dict[str, Any]:
@@ -131,7 +145,8 @@ class Binding:
     def _bind(self) -> BoundTransport:
         with _reading_settings():
             transport = find(self._setup.app, self._choice)
-            bound = self.bound = BoundTransport(transport, self._setup, self._receiver)
+            bound = self._bound = BoundTransport(transport, self._setup, self._receiver)
+            self._process = os.getpid()
         self._receiver.source = bound.results
         return bound
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "IncomingMessage",
     "Publisher",
+    "QueueState",
     "ReplyReceiver",
     "ResultSource",
     "ResultStore",
@@ -96,6 +97,22 @@ class IncomingMessage:
     content_type: str | None
     content_encoding: str | None
     headers: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class QueueState:
+    """A queue that workers consume, as the broker has it.
+
+    :ivar messages: how many wait in it. Where the broker cannot tell which queue an unacknowledged
+        message came from, all such messages count.
+    :ivar consumers: how many workers consume it now; ``None`` where the broker does not know
+    :ivar workers: the names of all workers that the broker knows of, whatever they consume, and whether
+        they are still there or not; ``None`` where it knows no names
+    """
+
+    messages: int
+    consumers: int | None = None
+    workers: frozenset[str] | None = None
 
 
 class Publisher(Protocol):
@@ -194,7 +211,7 @@ class Subscription(Protocol):
 
 
 class Subscriber(Protocol):
-    """Consumes queues of the client's own, and purges those of workers."""
+    """Consumes queues of the client's own, and looks at and purges those of workers."""
 
     def subscribe(self, queue: Any, user: SubscriptionUser) -> Subscription:
         """Declare a queue and consume it until it is cancelled; connect first where needed.
@@ -210,6 +227,13 @@ class Subscriber(Protocol):
 
         :param queues: kombu ``Queue`` entities
         :return: fires with the number of messages discarded, or fails with a
+            `twistedcelery.errors.PublishError`
+        """
+
+    def look(self, queue: str) -> Deferred[QueueState | None]:
+        """Look at a queue without declaring it. One that does not exist is empty.
+
+        :return: fires with ``None`` where the transport cannot tell, or fails with a
             `twistedcelery.errors.PublishError`
         """
 

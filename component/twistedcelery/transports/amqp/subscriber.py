@@ -23,7 +23,7 @@ from twistedcelery.transports.amqp.delivery import Delivery
 from twistedcelery.transports.amqp.link import AmqpChannel, AmqpLink
 from twistedcelery.transports.connection import Connection, Refused, State, caused
 from twistedcelery.transports.deadlines import cancel_after
-from twistedcelery.transports.interface import SubscriptionUser
+from twistedcelery.transports.interface import QueueState, SubscriptionUser
 
 __all__ = ["AmqpSubscriber"]
 
@@ -31,6 +31,9 @@ _log = Logger()
 
 #: Seconds that the broker may take to delete a queue that is not consumed any more.
 _DELETE_TIMEOUT = 3.0
+
+#: AMQP's code for a queue that does not exist.
+_NOT_FOUND = 404
 
 
 class AmqpSubscriber:
@@ -68,13 +71,21 @@ class AmqpSubscriber:
 
     def purge(self, queues: Sequence[Any]) -> Deferred[int]:
         """As `twistedcelery.transports.interface.Subscriber.purge`."""
+        return self._connected().addCallback(self._purge, queues)
+
+    def look(self, queue: str) -> Deferred[QueueState | None]:
+        """As `twistedcelery.transports.interface.Subscriber.look`, by a passive declaration."""
+        looking = self._connected().addCallback(self._look, queue)
+        return cancel_after(self._timeout, looking, self._reactor)
+
+    def _connected(self) -> Deferred[AmqpLink]:
         if self._connection.state is State.UP and self._link is not None:
-            return self._purge(self._link, queues)
+            return succeed(self._link)
         if self._connection.state in (State.CLOSING, State.CLOSED):
             return fail(Disconnected("the client was disconnected"))
         connected = cancel_after(self._timeout, self._waiters.wait(self._unavailable), self._reactor)
         self._connection.start()
-        return connected.addCallback(self._purge, queues)
+        return connected
 
     @inlineCallbacks
     def _purge(self, link: AmqpLink, queues: Sequence[Any]) -> Generator[Deferred[Any], Any, int]:
@@ -91,6 +102,20 @@ class AmqpSubscriber:
         finally:
             channel.close()
         return purged
+
+    @inlineCallbacks
+    def _look(self, link: AmqpLink, queue: str) -> Generator[Deferred[Any], Any, QueueState | None]:
+        # A channel for each look: the broker closes it where there is no such queue.
+        channel: AmqpChannel = yield link.open_channel()
+        try:
+            found = yield channel.declare(Declaration("queue_declare", {"queue": queue, "passive": True}))
+        except Refused as error:
+            if getattr(error.__cause__, "reply_code", None) == _NOT_FOUND:
+                return QueueState(0, 0)
+            raise PublishRejected(str(error)) from error
+        finally:
+            channel.close()
+        return QueueState(found.method.message_count, found.method.consumer_count)
 
     def close(self) -> Deferred[None]:
         """As `twistedcelery.transports.interface.Subscriber.close`."""

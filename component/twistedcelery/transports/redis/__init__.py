@@ -60,7 +60,8 @@ class RedisTransport(Transport):
             opener: Any = open_subscriber if fanout else open_link
             return intake.use(Connection(_brokers(kombu, reactor), intake, reactor, backoff, opener))
 
-        return RedisSubscriber(requests, make_intake, lambda queue: QueueReader(kombu, queue))
+        pidbox = setup.app.control.mailbox.exchange.name
+        return RedisSubscriber(requests, make_intake, lambda queue: QueueReader(kombu, queue), pidbox)
 
     def results(self, setup: Setup, receiver: ReplyReceiver) -> RedisResults:
         """Follow the states in ``result_backend``. Connects when the first task is watched."""

@@ -11,7 +11,7 @@ from twisted.logger import Logger
 
 from twistedcelery.encoding.replay import Replay
 from twistedcelery.transports.connection import Refused
-from twistedcelery.transports.interface import IncomingMessage
+from twistedcelery.transports.interface import IncomingMessage, QueueState
 from twistedcelery.transports.redis.channel import ChannelTape, offline_channel
 from twistedcelery.transports.redis.link import Command
 
@@ -40,6 +40,7 @@ class QueueReader:
         self._channel: Any = offline_channel(connection, self._tape)
         self._queue = queue
         self._taken_in: list[IncomingMessage] = []
+        self._pidbox_suffix = ""
 
     def declare(self) -> list[Command]:
         """Declare the queue and bind it.
@@ -100,6 +101,26 @@ class QueueReader:
         replay = Replay(ask)
         self._tape.ask, self._tape.questions = replay.step, {"EXEC"}
         return replay.run(lambda: self._channel.queue_purge(self._queue.name))
+
+    def look(self, pidbox: str) -> list[Command]:
+        """Ask how many messages wait, how many are unacknowledged, and which workers there are.
+
+        :param pidbox: the exchange that every worker binds a queue to, until it stops in good order
+        """
+        channel = self._channel
+        for step in channel.priority_steps:
+            channel.client.llen(channel._q_for_pri(self._queue.name, step))  # noqa: SLF001  # as in consume
+        channel.client.hlen(channel.unacked_key)
+        channel.client.smembers(channel.keyprefix_queue % pidbox)
+        self._pidbox_suffix = f".{pidbox}"
+        return self._tape.take()
+
+    def looked(self, replies: Sequence[Any]) -> QueueState:
+        """:param replies: those to the commands of `look`"""
+        *counts, bindings = replies
+        bound = [member.decode().split(self._channel.sep)[-1] for member in bindings]
+        names = frozenset(queue.removesuffix(self._pidbox_suffix) for queue in bound)
+        return QueueState(sum(counts), workers=names)
 
     def _read(self, step: Callable[[], object]) -> IncomingMessage | None:
         try:

@@ -6,12 +6,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+from kombu.entity import Queue
 from twisted.internet.defer import Deferred
 
 from twistedcelery._deferreds import all_done, fork
 from twistedcelery.errors import Disconnected, PublishRejected
 from twistedcelery.transports.connection import Refused
-from twistedcelery.transports.interface import SubscriptionUser
+from twistedcelery.transports.interface import QueueState, SubscriptionUser
 from twistedcelery.transports.redis.intake import Intake
 from twistedcelery.transports.redis.link import Command
 from twistedcelery.transports.redis.queue_reader import QueueReader
@@ -25,7 +26,8 @@ class RedisSubscriber:
 
     :param requests: purges and deletes
     :param make_intake: makes what consumes a queue for its user
-    :param make_reader: makes what knows the keys of a queue that is purged
+    :param make_reader: makes what knows the keys of a queue that is purged or looked at
+    :param pidbox: the name of the exchange that control commands are broadcast to
     """
 
     def __init__(
@@ -33,8 +35,10 @@ class RedisSubscriber:
         requests: Requests,
         make_intake: Callable[[Any, SubscriptionUser], Intake[Any]],
         make_reader: Callable[[Any], QueueReader],
+        pidbox: str,
     ) -> None:
         self._requests = requests
+        self._pidbox = pidbox
         self._make_intake = make_intake
         self._make_reader = make_reader
         self._intakes: dict[Intake[Any], None] = {}
@@ -60,6 +64,17 @@ class RedisSubscriber:
             except Refused as error:
                 raise PublishRejected(str(error)) from error
         return purged
+
+    def look(self, queue: str) -> Deferred[QueueState | None]:
+        """As `twistedcelery.transports.interface.Subscriber.look`."""
+        reader = self._make_reader(Queue(queue))
+        return Deferred.fromCoroutine(self._look(reader))
+
+    async def _look(self, reader: QueueReader) -> QueueState | None:
+        try:
+            return reader.looked(await self._requests.ask(reader.look(self._pidbox)))
+        except Refused as error:
+            raise PublishRejected(str(error)) from error
 
     def _ask_once(self, declaring: Sequence[Command], commands: Sequence[Command]) -> Deferred[Any]:
         # Purged twice, the second number would be wrong.

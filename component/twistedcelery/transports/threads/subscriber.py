@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 
 from twistedcelery.errors import BrokerUnavailable, Disconnected, TwistedCeleryError
-from twistedcelery.transports.interface import IncomingMessage, SubscriptionUser
+from twistedcelery.transports.interface import IncomingMessage, QueueState, SubscriptionUser
 from twistedcelery.transports.threads.listener import QueueListener
 from twistedcelery.transports.threads.thread import DedicatedThread, ThreadReactor
 
@@ -41,6 +41,10 @@ class ThreadedSubscriber:
     def purge(self, queues: Sequence[Any]) -> Deferred[int]:
         """As `twistedcelery.transports.interface.Subscriber.purge`."""
         return self._thread.call(partial(self._listener.purge, queues))
+
+    def look(self, queue: str) -> Deferred[QueueState | None]:
+        """As `twistedcelery.transports.interface.Subscriber.look`. kombu cannot tell who consumes a queue."""
+        return succeed(None)
 
     def close(self) -> Deferred[None]:
         """As `twistedcelery.transports.interface.Subscriber.close`.
