@@ -45,7 +45,7 @@ real: parts tests/node/node_modules/.installed $(VENDOR) ## The tests on real se
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadgroup tests/real $(PYTEST)
 
 .PHONY: soak
-soak: parts tests/node/node_modules/.installed ## The long tests: every order of outages, every case of the long comparisons
+soak: parts tests/node/node_modules/.installed $(VENDOR) ## The long tests: every order of outages, every case of the long comparisons
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadgroup -m soak $(PYTEST)
 
 .PHONY: timing

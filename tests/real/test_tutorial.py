@@ -123,11 +123,8 @@ def test_the_tutorial_works_as_printed(reader: Reader) -> None:
     assert visited.returncode == 0, visited.stderr
     seen = json.loads(visited.stdout)
     assert seen["problems"] == []
-    assert (seen["connected"], seen["cancelled"], seen["done"]) == (
-        "Connected",
-        "Cancelled",
-        "Done: 20 pages",
-    )
+    shown = [seen[name] for name in ("connected", "cancelled", "done")]
+    assert shown == ["Connected", "Cancelled", "Done: 20 pages"]
     assert {total for _, total in seen["progress"]} == {20}
     pages = [page for page, _ in seen["progress"]]
     assert len(pages) > 5
