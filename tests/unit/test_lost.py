@@ -387,6 +387,7 @@ def test_a_worker_that_finishes_its_tasks_in_silence(seen):
     call = site.call("id" if seen == "while the task waited" else "earlier")
     site.pass_time(PATIENCE)
     if seen == "shortly before":
+        site.pass_time(3)
         call = site.call()
     stopping = site.workers.pop("two")
     site.queues["celery"] = QueueState(0, 1)
