@@ -378,6 +378,37 @@ def test_a_silent_worker_whose_name_is_forgotten():
     assert len(call.ends) == 1
 
 
+@pytest.mark.parametrize("seen", ["while the task waited", "shortly before"])
+def test_a_worker_that_finishes_its_tasks_in_silence(seen):
+    """A worker that was told to stop neither consumes nor answers while it finishes its tasks."""
+    site = Site()
+    site.queues["celery"] = QueueState(0, 2)
+    site.workers["two"] = Worker("celery")
+    call = site.call("id" if seen == "while the task waited" else "earlier")
+    site.pass_time(PATIENCE)
+    if seen == "shortly before":
+        site.pass_time(3)
+        call = site.call()
+    stopping = site.workers.pop("two")
+    site.queues["celery"] = QueueState(0, 1)
+    site.pass_time(300)
+    assert call.ends == []
+    site.queues["celery"] = QueueState(0, 2)
+    site.workers["two"] = stopping
+    site.pass_time(EVERY + CONFIRM_AFTER + 1)
+    assert len(call.ends) == 1
+    site.lost.stop()
+
+
+def test_workers_that_take_no_commands():
+    """Where remote control is off no worker answers, and those that do are not all."""
+    site = Site(worker_enable_remote_control=False)
+    call = site.call()
+    site.pass_time(300)
+    assert call.ends == []
+    site.lost.stop()
+
+
 def test_other_calls_of_the_client_do_not_matter():
     """A worker that runs other calls of this client runs no replacement."""
     site = Site()

@@ -58,6 +58,9 @@ CONFIRM_AFTER = 5.0
 #: Seconds that workers have for an answer.
 ANSWER_TIME = 2.0
 
+#: Seconds before a task was sent, in which a worker that answered counts as there when it was sent.
+RECENTLY = 60.0
+
 #: Task ids in one question. It is a broadcast that every worker reads.
 IDS_AT_ONCE = 1000
 
@@ -140,6 +143,8 @@ class LostCalls:
         self._round: Deferred[None] | None = None
         #: The queues that the log has a warning about.
         self._unconsumed: set[str] = set()
+        #: When each worker has last answered, by worker and queue.
+        self._last_answers: dict[tuple[str, str], float] = {}
         self._is_stopped = False
 
     def sent(self, message: OutgoingMessage) -> None:
@@ -232,7 +237,7 @@ class LostCalls:
         queues = await self._look_at(transport, {sent.queue for sent in waiting if sent.queue is not None})
         suspects = [sent for sent in waiting if self._is_due(sent)]
         counted = all(state.consumers is not None for state in queues.values())
-        if not queues or (self._lost_after is None and counted):
+        if not queues or not conf.worker_enable_remote_control or (self._lost_after is None and counted):
             return []
         answers = await self._ask_workers([sent.task_id for sent in suspects])
         self._note_answers(waiting, queues, answers)
@@ -262,7 +267,18 @@ class LostCalls:
                 self._note_consumers(name, state, answers.consumers(name) > 0)
         for sent in waiting:
             if sent.queue is not None and sent.queue in queues:
-                _note_silence(sent, sent.queue, queues[sent.queue], answers)
+                seen = {
+                    worker
+                    for (worker, queue), when in self._last_answers.items()
+                    if queue == sent.queue and when >= sent.at - RECENTLY
+                }
+                _note_silence(sent, sent.queue, queues[sent.queue], answers, seen)
+        oldest = min(sent.at for sent in waiting) - RECENTLY
+        now = self._reactor.seconds()
+        self._last_answers = {
+            **{key: when for key, when in self._last_answers.items() if when >= oldest},
+            **{(worker, queue): now for worker, consumed in answers.queues.items() for queue in consumed},
+        }
 
     def _is_due(self, sent: _Sent) -> bool:
         """Whether the task has waited for so long that it may be lost."""
@@ -394,12 +410,18 @@ def _timestamp(moment: Any) -> float:
     return parsed.timestamp() if parsed.tzinfo is not None else float("inf")
 
 
-def _note_silence(sent: _Sent, queue: str, state: QueueState, answers: _Answers) -> None:
-    """A worker that is silent now may have the task, even if the broker loses sight of it later."""
+def _note_silence(
+    sent: _Sent, queue: str, state: QueueState, answers: _Answers, seen: Collection[str]
+) -> None:
+    """A worker that is silent now may have the task, even if the broker loses sight of it later.
+
+    :param seen: those that have consumed the queue since shortly before the task was sent. One that was
+        told to stop finishes its tasks in silence.
+    """
     if state.consumers is not None and state.consumers > answers.consumers(queue):
         sent.consumers = max(sent.consumers, state.consumers)
     known = state.workers or frozenset()
-    sent.silent = (sent.silent | known) - answers.queues.keys()
+    sent.silent = (sent.silent | known | frozenset(seen)) - answers.queues.keys()
 
 
 def _is_missing(sent: _Sent, queues: Mapping[str, QueueState], answers: _Answers) -> bool:
