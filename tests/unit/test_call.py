@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from celery.exceptions import Reject, TaskRevokedError
-from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.defer import CancelledError, Deferred, _DefGen_Return, succeed
 from twisted.internet.defer import TimeoutError as TimedOut
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
@@ -314,3 +314,34 @@ def test_a_failed_call_that_was_handled_makes_no_noise(holder, logged_errors):
     holder.call.fail_published(Failure(PublishRejected("no")))
     del holder.call
     assert logged_errors.flush() == []
+
+
+class TestClassesThatStopThings:
+    """A worker's failure is a failure, whatever class its reply names."""
+
+    @pytest.mark.parametrize(
+        "cls",
+        [SystemExit, KeyboardInterrupt, GeneratorExit, StopIteration, StopAsyncIteration, _DefGen_Return],
+    )
+    def test_the_failure_is_an_exception_of_that_name(self, holder, cls):
+        """It cannot end the process, a generator or `inlineCallbacks`."""
+        outcomes = results_of(holder.call)
+        holder.call.finish(meta("FAILURE", cls("stop")))
+        error = outcomes[0].value
+        assert isinstance(error, Exception)
+        assert not isinstance(error, StopIteration | StopAsyncIteration)
+        assert (type(error).__name__, type(error).__module__) == (cls.__name__, cls.__module__)
+        assert error.args == ("stop",)
+
+    def test_a_coroutine_that_awaits_it_fails(self, holder):
+        """The exception reaches the coroutine as any other."""
+
+        async def wait():
+            try:
+                await holder.call
+            except Exception as error:
+                return type(error).__name__
+
+        outcomes = results_of(Deferred.fromCoroutine(wait()))
+        holder.call.finish(meta("FAILURE", SystemExit(3)))
+        assert outcomes == ["SystemExit"]

@@ -15,7 +15,7 @@ from twistedcelery.errors import (
     CallCancelled,
     Disconnected,
     PublishUnconfirmed,
-    RepliesLost,
+    ResultLost,
     Unroutable,
 )
 from twistedcelery.testing import MemoryTransport
@@ -144,7 +144,7 @@ def test_answers_by_hand(shop):
     assert updates == [("PROGRESS", {"current": 1})]
     assert outcomes_of(first) == ["a value"]
     assert [type(outcome) for outcome in outcomes_of(second)] == [KeyError]
-    assert [type(outcome) for outcome in outcomes_of(third)] == [RepliesLost]
+    assert [type(outcome) for outcome in outcomes_of(third)] == [ResultLost]
     assert shop.transport.waiting == []
 
 

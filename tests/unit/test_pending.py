@@ -10,7 +10,7 @@ from twisted.python.failure import Failure
 from tests.support.transport import FakeTransport
 from twistedcelery import TaskDeferred
 from twistedcelery.errors import CallCancelled, Disconnected, ReplyUndecodable
-from twistedcelery.results.outcome import FINAL_STATES
+from twistedcelery.transports.decoding import FINAL_STATES
 
 
 def meta(status: str, result: Any = None) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from twisted.python.failure import Failure
 
 from twistedcelery._deferreds import Waiters, settle
 from twistedcelery.errors import CallCancelled
-from twistedcelery.results.outcome import outcome_of
+from twistedcelery.transports.decoding import outcome_of
 
 if TYPE_CHECKING:
     from twistedcelery.calls.dispatch import Dispatch

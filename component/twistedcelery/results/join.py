@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from twisted.python.failure import Failure
 
 from twistedcelery.errors import ResultError, ResultLost, TwistedCeleryError
-from twistedcelery.results.outcome import outcome_of
+from twistedcelery.transports.decoding import outcome_of
 
 if TYPE_CHECKING:
     from twistedcelery.results.result import AnyResult, TaskResult

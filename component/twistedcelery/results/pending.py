@@ -13,7 +13,7 @@ from twisted.logger import Logger
 
 from twistedcelery._deferreds import all_done
 from twistedcelery.errors import ResultError, TwistedCeleryError
-from twistedcelery.results.outcome import FINAL_STATES
+from twistedcelery.transports.decoding import FINAL_STATES
 from twistedcelery.transports.interface import ResultSource
 
 __all__ = ["MAX_STATES", "PendingResults", "StateCache", "Waiting"]

@@ -19,6 +19,7 @@ from celery.utils.graph import DependencyGraph, GraphFormatter
 from twisted.internet.defer import Deferred, inlineCallbacks, succeed
 
 from twistedcelery._deferreds import all_done, all_of
+from twistedcelery.transports.decoding import raisable
 
 if TYPE_CHECKING:
     from twistedcelery.results.backend import ResultBackend
@@ -240,7 +241,7 @@ class TaskResult(_Result):
 
         def look(meta: Mapping[str, Any]) -> Any:
             if propagate and meta["status"] in states.PROPAGATE_STATES:
-                raise meta["result"]
+                raise raisable(meta["result"])
             if callback is not None:
                 callback(self.id, meta["result"])
             return meta["result"]

@@ -1,4 +1,4 @@
-"""Decodes the state of a task from a reply, or from a stored result.
+"""Decodes the state of a task from a reply or a stored result, and says what a final state means.
 
 Workers on the ``rpc://`` backend send each state as a message whose payload is the result meta
 that Celery's other backends store: ``status``, ``result``, ``traceback``, ``children``,
@@ -14,12 +14,28 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import kombu.exceptions
+from celery import states
+from celery.exceptions import Reject
+from celery.utils.serialization import create_exception_cls
 from kombu.serialization import loads
+from twisted.python.failure import Failure
 
 from twistedcelery.encoding.app_view import OfflineBackend
 from twistedcelery.errors import ReplyNotAccepted, ReplyTooLarge, ReplyUndecodable
 
-__all__ = ["MAX_REPLY_BYTES", "ReplyDecoder", "Undecodable", "check_meta"]
+__all__ = [
+    "FINAL_STATES",
+    "MAX_REPLY_BYTES",
+    "ReplyDecoder",
+    "Undecodable",
+    "check_meta",
+    "outcome_of",
+    "raisable",
+]
+
+#: States after which nothing follows. Celery's ``READY_STATES`` lacks the two that no backend
+#: stores but that a worker may report.
+FINAL_STATES = frozenset({*states.READY_STATES, states.IGNORED, states.REJECTED})
 
 #: What a compressed reply may grow to, in bytes.
 MAX_REPLY_BYTES = 256 * 1024 * 1024
@@ -125,3 +141,30 @@ class ReplyDecoder:
         if len(opened) > self._max_bytes:
             raise ReplyTooLarge(f"the reply would decompress to more than {self._max_bytes} bytes")
         return opened
+
+
+def outcome_of(meta: Mapping[str, Any]) -> Any:
+    """The outcome of a task that has ended.
+
+    :param meta: a final state as Celery stores it
+    :return: the value, or a `Failure` with what ``AsyncResult.get()`` would have raised
+    """
+    state, result = meta["status"], meta["result"]
+    if state in states.PROPAGATE_STATES:
+        if not isinstance(result, BaseException):
+            result = ReplyUndecodable(f"the task ended as {state} and its reply carries no exception")
+        return Failure(raisable(result))
+    return Failure(Reject(result)) if state == states.REJECTED else result
+
+
+def raisable(error: BaseException) -> Exception:
+    """A task's exception, or one of the same name that cannot stop a reactor or a generator.
+
+    A reply may name any class that is imported: ``SystemExit``, or the exception by which
+    ``inlineCallbacks`` returns a value.
+    """
+    if isinstance(error, Exception) and not isinstance(error, StopIteration | StopAsyncIteration):
+        return error
+    cls = type(error)
+    stand_in: Exception = create_exception_cls(cls.__name__, cls.__module__)(*error.args)
+    return stand_in

@@ -25,7 +25,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twistedcelery._deferreds import Waiters
 from twistedcelery.encoding.encoder import Recorder
 from twistedcelery.encoding.message import OutgoingMessage
-from twistedcelery.errors import BrokerUnavailable, Disconnected, RepliesLost, ResultError, Unroutable
+from twistedcelery.errors import BrokerUnavailable, Disconnected, ResultError, ResultLost, Unroutable
 from twistedcelery.transports.connection import Connection, Server
 from twistedcelery.transports.decoding import ReplyDecoder
 from twistedcelery.transports.interface import (
@@ -319,10 +319,10 @@ class SentTask:
     def lose(self, error: ResultError | None = None) -> None:
         """Lose its result for good.
 
-        :param error: what the call fails with; a `twistedcelery.RepliesLost` if not given
+        :param error: what the call fails with; a `twistedcelery.ResultLost` if not given
         """
         self.is_over = True
-        lost = error or RepliesLost(f"the result of task {self.name} [{self.id}] was lost")
+        lost = error or ResultLost(f"the result of task {self.name} [{self.id}] was lost")
         self._transport.reply_failed(self.id, lost)
 
     def confirm(self) -> None:

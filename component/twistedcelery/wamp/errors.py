@@ -9,10 +9,11 @@
 ``unknown_task``             no such task is exposed, or no worker knows it
 ``invalid_arguments``        the arguments do not fit the task, or cannot be serialised
 ``not_allowed``              an option of ``celery_options`` that the configuration does not allow
-``broker_unavailable``       the task did not reach a queue, or its result is lost
+``broker_unavailable``       the task did not reach a queue, or its result cannot be had
 ``overloaded``               too many calls are in flight; try again later
 ``worker_lost``              the worker's process died while it ran the task
 ``result_unencodable``       the task succeeded, and WAMP cannot carry its result
+``result_lost``              no worker and no queue has the task any more
 ===========================  =========================================================================
 
 Every error has one text for people as its only positional argument, and the keyword ``task_id`` once
@@ -45,6 +46,7 @@ _LIBRARY_ERRORS: tuple[tuple[type[Exception], str], ...] = (
     (errors.ReplyNotAccepted, "result_unencodable"),
     (errors.ReplyUndecodable, "result_unencodable"),
     (errors.ReplyTooLarge, "result_unencodable"),
+    (errors.ResultLost, "result_lost"),
     # The broker, its queues, the result backend.
     (errors.TwistedCeleryError, "broker_unavailable"),
 )

@@ -18,6 +18,7 @@ from twistedcelery import (
     Overloaded,
     ReplyNotAccepted,
     ReplyUndecodable,
+    ResultLost,
     Unroutable,
 )
 from twistedcelery.wamp.task_ids import TaskIds
@@ -85,6 +86,7 @@ def test_how_tasks_end_badly(meta, uri, setup):
         (Overloaded("too much"), "overloaded"),
         (ReplyNotAccepted("pickle"), "result_unencodable"),
         (ReplyUndecodable("not JSON"), "result_unencodable"),
+        (ResultLost("nobody has it"), "result_lost"),
     ],
 )
 def test_calls_that_the_library_refuses(refused, uri, setup):

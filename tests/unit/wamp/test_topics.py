@@ -57,6 +57,16 @@ def test_progress_is_throttled(setup):
     assert one.clock.getDelayedCalls() == []
 
 
+def test_waiting_for_a_worker_is_no_event(setup):
+    """A caller gets the state ``WAITING``; subscribers do not."""
+    one = setup(events=["progress"])
+    seen = []
+    one.call("app.add", 1, 2, progress=lambda *result: seen.append(result))
+    one.last.update("WAITING", {"reason": "no worker consumes queue 'celery'"})
+    assert seen == [("WAITING", {"reason": "no worker consumes queue 'celery'"})]
+    assert one.session.published == []
+
+
 def test_no_progress_follows_the_end(setup):
     """Progress that waits is dropped by the final event."""
     one = setup()

@@ -30,6 +30,9 @@ __all__ = ["UNDELIVERED", "FollowedTask"]
 #: How a task ended, where nobody knows.
 UNDELIVERED = "undelivered"
 
+#: The library's state of a call whose queue no worker consumes. It is for the caller, and no event.
+WAITING = "WAITING"
+
 
 class FollowedTask:
     """Publishes a task's events, and gives its result to those who wait for it.
@@ -124,7 +127,7 @@ class FollowedTask:
             self._events.publish(STARTED, {})
         elif state == RETRIED.state:
             self._events.publish(RETRIED, self._describe_failure(meta))
-        elif PROGRESS.name in self._config.events:
+        elif state != WAITING and PROGRESS.name in self._config.events:
             # There may be thousands in a second.
             self._events.publish(PROGRESS, {"meta": meta}, state)
         # RETRY comes with an exception. WAMP carries a description of it.
