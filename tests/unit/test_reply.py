@@ -7,6 +7,8 @@ import gzip
 import json
 import lzma
 import pickle
+import subprocess
+import sys
 import zlib
 from typing import Any
 
@@ -15,6 +17,7 @@ from celery.exceptions import TaskRevokedError
 from kombu.compression import compress
 from kombu.serialization import dumps
 
+from tests.support.process import ROOT
 from tests.support.transport import bare_app
 from twistedcelery.errors import ReplyNotAccepted, ReplyTooLarge, ReplyUndecodable
 from twistedcelery.transports.decoding import ReplyDecoder
@@ -142,7 +145,7 @@ def test_accept_content_counts_where_nothing_else_is_set():
         (b"", "application/json", "utf-8"),
         (b"anything", None, None),
         (b"anything", "text/plain", "utf-8"),
-        (b"[" * 100_000, "application/json", "utf-8"),
+        pytest.param(b"[" * 100_000, "application/json", "utf-8", id="nested"),
     ],
 )
 def test_a_body_that_is_no_reply(body, content_type, encoding):
@@ -219,3 +222,24 @@ def test_compression_that_is_none(compression, body):
 def test_expires_is_result_expires(expires, seconds):
     """``result_expires`` in seconds; ``None`` where results are kept for ever."""
     assert decoder(result_expires=expires).expires == seconds
+
+
+def test_a_nested_reply_where_the_process_allows_deep_recursion():
+    """py_ecc, which Crossbar imports, allows 100,000 levels: more than a decoder in C has stack for."""
+    program = """
+import sys
+from celery import Celery
+from twistedcelery.errors import ReplyUndecodable
+from twistedcelery.transports.decoding import ReplyDecoder
+
+sys.setrecursionlimit(100_000)
+try:
+    ReplyDecoder(Celery("unit")).decode(b"[" * 1_000_000, "application/json", "utf-8", {})
+except ReplyUndecodable:
+    print("refused", sys.getrecursionlimit())
+"""
+    path = f"{ROOT}:{ROOT}/component"
+    done = subprocess.run(
+        [sys.executable, "-c", program], env={"PYTHONPATH": path}, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "refused 100000\n"), done.stderr

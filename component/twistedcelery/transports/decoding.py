@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import bz2
 import lzma
+import sys
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import kombu.exceptions
@@ -29,6 +31,7 @@ __all__ = [
     "ReplyDecoder",
     "Undecodable",
     "check_meta",
+    "limited_recursion",
     "outcome_of",
     "raisable",
 ]
@@ -39,6 +42,9 @@ FINAL_STATES = frozenset({*states.READY_STATES, states.IGNORED, states.REJECTED}
 
 #: What a compressed reply may grow to, in bytes.
 MAX_REPLY_BYTES = 256 * 1024 * 1024
+
+#: Far above Python's own limit of 1,000, and far below what the C stack of a thread can bear.
+_MAX_RECURSION = 5_000
 
 
 class Undecodable(dict[str, Any]):
@@ -63,6 +69,24 @@ def check_meta(meta: Any) -> Mapping[str, Any]:
     if not isinstance(meta, Mapping) or not isinstance(meta.get("status"), str) or "result" not in meta:
         raise ValueError(f"{type(meta).__name__}, not a task result: a mapping with 'status' and 'result'")
     return meta
+
+
+@contextmanager
+def limited_recursion() -> Iterator[None]:
+    """Decode what others have sent with a limit on nesting that the C stack can bear.
+
+    Importing Crossbar imports py_ecc, which raises the process's recursion limit to 100,000. Under that
+    limit a decoder in C overflows the stack at some 50,000 brackets, which ends the process.
+    """
+    limit = sys.getrecursionlimit()
+    if limit <= _MAX_RECURSION:
+        yield
+        return
+    sys.setrecursionlimit(_MAX_RECURSION)
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(limit)
 
 
 class _Decompressor(Protocol):
@@ -110,7 +134,8 @@ class ReplyDecoder:
         if compression is not None:
             body = self._decompress(body, compression)
         try:
-            meta = loads(body, content_type, content_encoding, accept=self._backend.accept)
+            with limited_recursion():
+                meta = loads(body, content_type, content_encoding, accept=self._backend.accept)
         except kombu.exceptions.ContentDisallowed as error:
             accepted = ", ".join(sorted(self._backend.accept))
             raise ReplyNotAccepted(

@@ -8,6 +8,7 @@ from typing import Any
 from kombu.serialization import loads, prepare_accept_content
 from twisted.logger import Logger
 
+from twistedcelery.transports.decoding import limited_recursion
 from twistedcelery.transports.interface import IncomingMessage
 
 __all__ = ["Inbox"]
@@ -29,7 +30,10 @@ class Inbox:
     def decode(self, message: IncomingMessage) -> Any:
         """:return: the message's payload, a mapping or a list; ``None`` when it is dropped"""
         try:
-            payload = loads(message.body, message.content_type, message.content_encoding, accept=self._accept)
+            with limited_recursion():
+                payload = loads(
+                    message.body, message.content_type, message.content_encoding, accept=self._accept
+                )
         except Exception as error:
             # Also where the content type is not accepted. Serialisers are plug-ins: what they
             # raise for bad bytes is theirs to choose.

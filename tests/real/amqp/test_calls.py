@@ -354,7 +354,7 @@ async def test_options_that_celery_refuses(client, options, complaint):
 @pytest_twisted.ensureDeferred
 async def test_an_unknown_option(client):
     """A misspelt option fails its call and names the option."""
-    with pytest.raises(twistedcelery.EncodeError, match="coutdown"):
+    with pytest.raises(twistedcelery.InvalidCall, match="coutdown"):
         await client().send_task("taskapp.add", args=(1, 2), coutdown=3)
 
 
