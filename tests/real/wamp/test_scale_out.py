@@ -63,7 +63,7 @@ async def until_there(caller, uri) -> None:
 
 async def until_all_exist(files) -> None:
     """Wait until every task has run that was to touch one of them."""
-    await until(lambda: all(file.exists() for file in files), seconds=30, what="all tasks have run")
+    await until(lambda: all(file.exists() for file in files), seconds=60, what="all tasks have run")
 
 
 @pytest_twisted.ensureDeferred
