@@ -26,6 +26,11 @@ def published(tx_app, name="taskapp.add", args=(1, 2), **options):
     return call.published
 
 
+def key_of(call):
+    """Where Celery stores the result of a call."""
+    return f"celery-task-meta-{call.task_id}"
+
+
 @pytest.mark.timeout(120)
 @pytest_twisted.ensureDeferred
 async def test_results_survive_a_killed_redis_that_keeps_its_data(redis_with, worker, connect):
@@ -45,15 +50,15 @@ async def test_results_survive_a_killed_redis_that_keeps_its_data(redis_with, wo
     assert tx_app.in_flight > 0
     await until(lambda: not tx_app.connected)
     await deferToThread(server.start)
-    # The message that kombu was just taking is gone, or out of sight for an hour.
-    await until(lambda: len(values) >= 99, seconds=60)
-    assert set(values) == {0.02}
-    lost = [f"celery-task-meta-{call.task_id}" for call in calls if not call.called]
-    if lost:
-        store = redis.Redis(port=server.port, db=1)
-        assert not store.exists(*lost)
-        store.close()
+    # The worker takes one task after another: when it has run this one, it has run all that it will run.
     assert await tx_app.send_task("taskapp.add", args=(1, 2)) == 3
+    # A message that kombu was just taking is gone, or out of sight for an hour, and a worker may give up
+    # storing a result. Those few are the worker's loss; what is stored must have come.
+    store = redis.Redis(port=server.port, db=1)
+    await until(lambda: not [call for call in calls if not call.called and store.exists(key_of(call))])
+    store.close()
+    assert set(values) == {0.02}
+    assert len(values) >= 95
 
 
 @pytest_twisted.ensureDeferred
