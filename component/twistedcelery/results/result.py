@@ -246,7 +246,7 @@ class TaskResult(_Result):
         def look(meta: Mapping[str, Any]) -> Any:
             outcome = outcome_of(meta)
             if propagate and isinstance(outcome, Failure):
-                raise outcome.value
+                outcome.raiseException()
             if callback is not None:
                 callback(self.id, meta["result"])
             return meta["result"]

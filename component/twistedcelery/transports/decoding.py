@@ -46,6 +46,9 @@ FINAL_STATES = frozenset({*states.READY_STATES, states.IGNORED, states.REJECTED}
 #: What a compressed reply may grow to, in bytes.
 MAX_REPLY_BYTES = 256 * 1024 * 1024
 
+#: What a stored value may add to the text of an error, in characters.
+_MAX_TEXT = 1024
+
 #: Far above Python's own limit of 1,000, and far below what the C stack of a thread can bear.
 _MAX_RECURSION = 5_000
 
@@ -121,9 +124,8 @@ def _is_stand_in(error: Any, name: str, module: str) -> bool:
 
 
 def _no_exception(state: str, stored: Any) -> TaskFailure:
-    return TaskFailure(
-        f"the task's state {state} was stored with {saferepr(stored)}, which is no exception", stored
-    )
+    text = saferepr(stored, maxlen=_MAX_TEXT)
+    return TaskFailure(f"the task's state {state} was stored with {text}, which is no exception", stored)
 
 
 @contextmanager
