@@ -19,6 +19,7 @@
     ├── ResultError                   the task was sent; its result could not be had
     │   ├── ReplyNotAccepted          the reply's content type is not in ``result_accept_content``
     │   ├── ReplyUndecodable          the reply is not what Celery sends
+    │   ├── TaskFailure               the task failed, and what is stored for it is no exception
     │   ├── ReplyTooLarge             the reply would decompress to more than is allowed
     │   ├── ResultBackendUnavailable  the result backend did not answer in time
     │   ├── ResultLost                no worker has the task any more, and its queue is empty
@@ -27,12 +28,14 @@
     └── Disconnected                  ``disconnect()`` was called before the result came
 
 What a *task* raises is not in this tree: a call fails with the exception that
-``celery.result.AsyncResult.get()`` would have raised.
+``celery.result.AsyncResult.get()`` would have raised. `TaskFailure` is for a failure that a worker
+stored without an exception, which Celery's own client cannot read.
 """
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 import celery.exceptions
 import kombu.exceptions
@@ -59,6 +62,7 @@ __all__ = [
     "ResultBackendUnavailable",
     "ResultError",
     "ResultLost",
+    "TaskFailure",
     "TwistedCeleryError",
     "Unroutable",
     "UnsupportedByBackend",
@@ -145,6 +149,23 @@ class ReplyUndecodable(ResultError):
     """The reply is not a result as Celery's workers send it."""
 
 
+class TaskFailure(ResultError):
+    """The task failed, and what its worker stored is no exception.
+
+    Each attribute but `stored` is what the worker stored, or else this error's own.
+
+    :param stored: what the worker stored
+    """
+
+    def __init__(self, message: str = "", stored: Any = None) -> None:
+        super().__init__(message)
+        self.stored = stored
+        details = stored if isinstance(stored, Mapping) else {}
+        self.exc_type = _text(details.get("exc_type")) or type(self).__name__
+        self.exc_module = _text(details.get("exc_module")) or type(self).__module__
+        self.exc_message = _text(details.get("exc_message")) or message
+
+
 class ReplyTooLarge(ResultError):
     """The reply would decompress to more bytes than are allowed."""
 
@@ -177,3 +198,10 @@ def renewed(error: E) -> E:
     again = type(error)(*error.args)
     again.__cause__ = error.__cause__
     return again
+
+
+def _text(value: Any) -> str | None:
+    """A stored text, which Celery stores as a list of arguments; ``None`` for anything else."""
+    if isinstance(value, list | tuple) and len(value) == 1:
+        value = value[0]
+    return value if isinstance(value, str) else None

@@ -7,14 +7,14 @@ import weakref
 from typing import Any
 
 import pytest
-from celery.exceptions import Reject, TaskRevokedError
+from celery.exceptions import Ignore, Reject, TaskRevokedError
 from twisted.internet.defer import CancelledError, Deferred, _DefGen_Return, succeed
 from twisted.internet.defer import TimeoutError as TimedOut
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
 from twistedcelery.calls.call import TaskDeferred
-from twistedcelery.errors import CallCancelled, Disconnected, PublishRejected, ReplyUndecodable
+from twistedcelery.errors import CallCancelled, Disconnected, PublishRejected, TaskFailure
 
 
 def meta(status: str, result: Any = None, **more: Any) -> dict[str, Any]:
@@ -85,10 +85,12 @@ def test_revoked_fails_with_celerys_error(holder):
 
 
 @pytest.mark.parametrize("state", ["FAILURE", "REVOKED"])
-def test_a_failure_without_an_exception_is_undecodable(holder, state):
-    """A failing state whose result is no exception fails the call with `ReplyUndecodable`."""
+def test_a_failure_without_an_exception(holder, state):
+    """A failing state whose result is no exception fails the call with `TaskFailure`."""
     holder.call.finish(meta(state, "just text"))
-    assert state in str(error_of(holder.call, ReplyUndecodable))
+    error = error_of(holder.call, TaskFailure)
+    assert state in str(error)
+    assert error.stored == "just text"
 
 
 def test_rejected_fails_with_reject(holder):
@@ -97,10 +99,10 @@ def test_rejected_fails_with_reject(holder):
     error_of(holder.call, Reject)
 
 
-def test_ignored_fires_with_what_the_reply_holds(holder):
-    """IGNORED ends the call as Celery's eager results do: with the value, no error."""
-    holder.call.finish(meta("IGNORED", None))
-    assert results_of(holder.call) == [None]
+def test_ignored_fails_with_ignore(holder):
+    """IGNORED fails the call with Celery's `Ignore`: the task has no value."""
+    holder.call.finish(meta("IGNORED", "not needed"))
+    assert error_of(holder.call, Ignore).args == ("not needed",)
 
 
 def test_a_call_can_be_awaited(holder):

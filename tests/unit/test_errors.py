@@ -110,6 +110,7 @@ def test_the_public_names_are_pinned():
             "ResultError",
             "ResultLost",
             "TaskDeferred",
+            "TaskFailure",
             "TaskResult",
             "TwistedCelery",
             "TwistedCeleryError",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import copy
 import gzip
 import json
 import lzma
@@ -10,19 +11,27 @@ import pickle
 import subprocess
 import sys
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from celery.exceptions import TaskRevokedError
+from celery.exceptions import Ignore, Reject, TaskRevokedError
 from kombu.compression import compress
 from kombu.serialization import dumps
+from twisted.python.failure import Failure
 
 from tests.support.process import ROOT
 from tests.support.transport import bare_app
-from twistedcelery.errors import ReplyNotAccepted, ReplyTooLarge, ReplyUndecodable
-from twistedcelery.transports.decoding import ReplyDecoder
+from twistedcelery import errors
+from twistedcelery.encoding.app_view import OfflineBackend
+from twistedcelery.errors import ReplyNotAccepted, ReplyTooLarge, ReplyUndecodable, TaskFailure
+from twistedcelery.transports.decoding import FailureBackend, ReplyDecoder, outcome_of
 
 META = {"status": "SUCCESS", "result": 5, "traceback": None, "children": [], "task_id": "id-1"}
+
+
+class FailingBackend(FailureBackend, OfflineBackend):
+    """One of Celery's backends with the exceptions of this package."""
 
 
 def decoder(max_bytes: int = 1000, **settings: Any) -> ReplyDecoder:
@@ -68,7 +77,7 @@ def test_a_failure_becomes_its_exception():
 
 
 def test_a_failure_whose_class_is_unknown_keeps_its_name():
-    """An exception whose class cannot be imported becomes one of the same name."""
+    """An exception whose class cannot be imported becomes one of the same name and module."""
     failed = {
         **META,
         "status": "FAILURE",
@@ -76,7 +85,8 @@ def test_a_failure_whose_class_is_unknown_keeps_its_name():
     }
     error = decode(failed)["result"]
     assert isinstance(error, Exception)
-    assert type(error).__name__ == "Peculiar"
+    assert (type(error).__name__, type(error).__module__) == ("Peculiar", "not.here")
+    assert error.args == ("no",)
 
 
 @pytest.mark.parametrize("state", ["RETRY", "REVOKED"])
@@ -90,20 +100,108 @@ def test_retried_and_revoked_have_exceptions(state):
     assert isinstance(decode({**META, "status": state, "result": result})["result"], TaskRevokedError)
 
 
-@pytest.mark.parametrize(
-    "result",
-    [
-        {"exc_type": "system", "exc_message": ["true"], "exc_module": "os"},
-        {"exc_type": 5, "exc_message": 5, "exc_module": 5},
-        {"exc_message": ["no type"]},
-        ["a", "list"],
-        5,
-    ],
-)
-def test_a_failure_that_is_no_exception(result):
-    """What claims to be an exception and is none is never called: it is undecodable."""
-    with pytest.raises(ReplyUndecodable):
-        decode({**META, "status": "FAILURE", "result": result})
+#: What may be stored for a failed task besides an exception as Celery stores it.
+NO_EXCEPTIONS = [
+    {"exc_type": "system", "exc_message": ["true"], "exc_module": "os"},
+    {"exc_type": 5, "exc_message": 5, "exc_module": 5},
+    {"exc_message": ["no type"]},
+    {"custom": "why", "code": 7},
+    {"exc_type": "\0", "exc_message": [], "exc_module": "nowhere"},
+    {},
+    ["a", "list"],
+    [],
+    "text",
+    "",
+    5,
+    None,
+]
+
+
+@pytest.mark.parametrize("state", ["FAILURE", "RETRY", "REVOKED"])
+@pytest.mark.parametrize("result", NO_EXCEPTIONS, ids=repr)
+def test_a_failure_that_is_no_exception(result, state):
+    """What is stored for a failed task and is no exception is never called; the failure carries it."""
+    meta = decode({**META, "status": state, "result": result})
+    error = meta["result"]
+    assert meta["status"] == state
+    assert type(error) is TaskFailure
+    assert error.stored == result
+    assert state in str(error)
+    # Some readers rebuild what is rebuilt already.
+    assert FailingBackend(bare_app()).meta_from_decoded(dict(meta)) == meta
+
+
+def test_a_failure_without_a_result():
+    """A failed task needs no result; one that succeeded does."""
+    error = decode(body=b'{"status": "FAILURE"}')["result"]
+    assert type(error) is TaskFailure
+    assert error.stored is None
+
+
+def test_the_details_of_a_failure_that_is_no_exception():
+    """What is stored names the exception, or else the error names itself."""
+    named = TaskFailure("no", {"exc_type": "Odd", "exc_module": "somewhere", "exc_message": ["why"]})
+    assert (named.exc_type, named.exc_module, named.exc_message) == ("Odd", "somewhere", "why")
+    bare = TaskFailure("no", {"exc_type": 5, "exc_message": ["a", 1]})
+    assert (bare.exc_type, bare.exc_module, bare.exc_message) == ("TaskFailure", errors.__name__, "no")
+    again = copy.copy(named)
+    assert (str(again), again.stored, again.exc_type) == ("no", named.stored, "Odd")
+
+
+def test_a_large_value_is_not_all_of_a_message():
+    """The text is cut; the value is not."""
+    error = decode({**META, "status": "FAILURE", "result": ["x" * 100_000]})["result"]
+    assert len(str(error)) < 5_000
+    assert error.stored == ["x" * 100_000]
+
+
+def made_by(raising: Callable[[], object]) -> Any:
+    """What the client makes of an exception that a worker has stored."""
+    try:
+        raising()
+    except Exception as error:
+        stored = bare_app().backend.prepare_exception(error)
+    return decode({**META, "status": "FAILURE", "result": stored})["result"]
+
+
+def test_an_exception_that_celery_cannot_make_again():
+    """It keeps its name, its module and its message; Celery's own client has a bare `Exception`."""
+    error = made_by(lambda: json.loads("{"))
+    assert isinstance(error, Exception)
+    assert (type(error).__name__, type(error).__module__) == ("JSONDecodeError", "json.decoder")
+    assert str(error).startswith("Expecting property name")
+
+
+def test_an_exception_without_a_constructor():
+    """That of pydantic cannot be made by anybody, and has no arguments."""
+    pydantic = pytest.importorskip("pydantic")
+    error = made_by(lambda: pydantic.TypeAdapter(int).validate_python("x"))
+    assert (type(error).__name__, type(error).__module__) == (
+        "ValidationError",
+        pydantic.ValidationError.__module__,
+    )
+
+
+def test_exceptions_that_celery_can_make_again_are_made_by_it():
+    """Also where they have moved, and where they are Celery's own or a bare `Exception`."""
+
+    def result(exc_type: str, exc_module: str | None) -> Any:
+        stored = {"exc_type": exc_type, "exc_message": ["no"], "exc_module": exc_module}
+        return decode({**META, "status": "FAILURE", "result": stored})["result"]
+
+    assert type(result("TimeoutError", "asyncio.exceptions")) is TimeoutError
+    assert type(result("Ignore", "celery.exceptions")) is Ignore
+    assert type(result("Exception", "builtins")) is Exception
+    assert type(result("Odd", None)).__name__ == "Odd"
+
+
+@pytest.mark.parametrize("state", ["IGNORED", "REJECTED"])
+def test_an_end_that_is_no_success(state):
+    """It is a failure of Celery's name, with what was stored."""
+    outcome = outcome_of({**META, "status": state, "result": "why"})
+    assert isinstance(outcome, Failure)
+    assert type(outcome.value) is {"IGNORED": Ignore, "REJECTED": Reject}[state]
+    assert outcome.value.args[0] == "why"
 
 
 # Content types

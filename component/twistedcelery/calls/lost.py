@@ -25,13 +25,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from celery.states import READY_STATES
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from twistedcelery._types import Clock, Timer
 from twistedcelery.errors import ResultLost, TwistedCeleryError
+from twistedcelery.transports.decoding import FINAL_STATES
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -368,7 +368,7 @@ class LostCalls:
 
     async def _has_result(self, store: Any, sent: _Sent) -> bool:
         meta = await store.task_meta(sent.task_id)
-        if meta["status"] in READY_STATES:
+        if meta["status"] in FINAL_STATES:
             # It was stored, and the call was not told.
             self._pending.state_changed(sent.task_id, meta)
             return True

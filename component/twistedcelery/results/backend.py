@@ -16,6 +16,7 @@ from twistedcelery.encoding.canvas import parents_first
 from twistedcelery.errors import NoResultBackend, TwistedCeleryError, UnsupportedByBackend
 from twistedcelery.results.join import Join
 from twistedcelery.results.result import AnyResult, GroupResult, TaskResult
+from twistedcelery.transports.decoding import FINAL_STATES
 
 if TYPE_CHECKING:
     from twistedcelery._types import Clock
@@ -122,7 +123,7 @@ class ResultBackend:
             return fail(error)
         for task in result.family():
             known = self._seen.get(task.id)
-            if known is not None and known["status"] in states.READY_STATES and task.unknown:
+            if known is not None and known["status"] in FINAL_STATES and task.unknown:
                 task.end(known)
 
         def ended(outcome: Any) -> None:
@@ -155,7 +156,7 @@ class ResultBackend:
             return None
 
         def found(meta: Mapping[str, Any], task_id: str) -> None:
-            if meta["status"] in states.READY_STATES and not join.over:
+            if meta["status"] in FINAL_STATES and not join.over:
                 join.task_ended(task_id, meta)
 
         return all_done(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from celery import states
 from twisted.python.failure import Failure
 
 from twistedcelery.errors import ResultError, ResultLost, TwistedCeleryError
@@ -146,6 +147,7 @@ class Join:
                     continue
                 failure = _first_failure(parent)
                 if failure is not None:
+                    _fail_too(result, failure)
                     return failure
         if result.members is None:
             return self._value_of_task(result)
@@ -196,6 +198,16 @@ class Member:
 
 def _ignore(_outcome: Any) -> None:
     """Take the outcome of a join that was stopped."""
+
+
+def _fail_too(result: AnyResult, failure: Failure) -> None:
+    """Fail the tasks of a result whose parent has failed, as workers do with the rest of a chain.
+
+    Workers do not do it where the parent is the body of a chord. Such a task would stay ``PENDING``.
+    """
+    for task in result.leaves():
+        if task.unknown:
+            task.end({"status": states.FAILURE, "result": failure.value, "traceback": None, "children": None})
 
 
 def _first_failure(result: AnyResult) -> Failure | None:

@@ -17,14 +17,18 @@ from celery.exceptions import IncompleteStream
 from celery.result import AsyncResult
 from celery.utils.graph import DependencyGraph, GraphFormatter
 from twisted.internet.defer import Deferred, inlineCallbacks, succeed
+from twisted.python.failure import Failure
 
 from twistedcelery._deferreds import all_done, all_of
-from twistedcelery.transports.decoding import raisable
+from twistedcelery.transports.decoding import FINAL_STATES, outcome_of
 
 if TYPE_CHECKING:
     from twistedcelery.results.backend import ResultBackend
 
 __all__ = ["AnyResult", "GroupResult", "TaskResult"]
+
+#: Final states that Celery's own results wait beyond.
+_NO_SUCCESS = frozenset({states.IGNORED, states.REJECTED})
 
 
 class _Result:
@@ -220,7 +224,7 @@ class TaskResult(_Result):
 
     def ready(self) -> Deferred[bool]:
         """Whether it has ended."""
-        return self.state.addCallback(lambda state: state in states.READY_STATES)
+        return self.state.addCallback(lambda state: state in FINAL_STATES)
 
     def successful(self) -> Deferred[bool]:
         """Whether it has succeeded."""
@@ -240,8 +244,9 @@ class TaskResult(_Result):
         """Fail with the exception of a task that has failed; else fire with `result`."""
 
         def look(meta: Mapping[str, Any]) -> Any:
-            if propagate and meta["status"] in states.PROPAGATE_STATES:
-                raise raisable(meta["result"])
+            outcome = outcome_of(meta)
+            if propagate and isinstance(outcome, Failure):
+                outcome.raiseException()
             if callback is not None:
                 callback(self.id, meta["result"])
             return meta["result"]
@@ -330,8 +335,11 @@ class TaskResult(_Result):
 
     @property
     def failed_already(self) -> bool:
-        """Whether it is known to have failed."""
-        return self.meta is not None and self.meta["status"] in states.PROPAGATE_STATES
+        """Whether it is known to have ended otherwise than well."""
+        if self.meta is None:
+            return False
+        state = self.meta["status"]
+        return state in states.PROPAGATE_STATES or (state in _NO_SUCCESS and not self.ignored)
 
     @property
     def known_children(self) -> list[AnyResult] | None:
@@ -355,7 +363,7 @@ class TaskResult(_Result):
             return succeed(self.meta)
 
         def keep(meta: Mapping[str, Any]) -> Mapping[str, Any]:
-            if meta["status"] in states.READY_STATES:
+            if meta["status"] in FINAL_STATES:
                 self.meta = meta
             return meta
 

@@ -15,19 +15,22 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+import celery.exceptions
 import kombu.exceptions
 from celery import states
-from celery.exceptions import Reject
+from celery.exceptions import Ignore, Reject
+from celery.utils.saferepr import saferepr
 from celery.utils.serialization import create_exception_cls
 from kombu.serialization import loads
 from twisted.python.failure import Failure
 
 from twistedcelery.encoding.app_view import OfflineBackend
-from twistedcelery.errors import ReplyNotAccepted, ReplyTooLarge, ReplyUndecodable
+from twistedcelery.errors import ReplyNotAccepted, ReplyTooLarge, ReplyUndecodable, TaskFailure
 
 __all__ = [
     "FINAL_STATES",
     "MAX_REPLY_BYTES",
+    "FailureBackend",
     "ReplyDecoder",
     "Undecodable",
     "check_meta",
@@ -42,6 +45,9 @@ FINAL_STATES = frozenset({*states.READY_STATES, states.IGNORED, states.REJECTED}
 
 #: What a compressed reply may grow to, in bytes.
 MAX_REPLY_BYTES = 256 * 1024 * 1024
+
+#: What a stored value may add to the text of an error, in characters.
+_MAX_TEXT = 1024
 
 #: Far above Python's own limit of 1,000, and far below what the C stack of a thread can bear.
 _MAX_RECURSION = 5_000
@@ -66,9 +72,60 @@ def check_meta(meta: Any) -> Mapping[str, Any]:
     """
     if isinstance(meta, Undecodable):
         raise meta.error
-    if not isinstance(meta, Mapping) or not isinstance(meta.get("status"), str) or "result" not in meta:
-        raise ValueError(f"{type(meta).__name__}, not a task result: a mapping with 'status' and 'result'")
-    return meta
+    if isinstance(meta, Mapping):
+        status = meta.get("status")
+        # `FailureBackend` supplies what a failure lacks.
+        if isinstance(status, str) and ("result" in meta or status in states.EXCEPTION_STATES):
+            return meta
+    raise ValueError(f"{type(meta).__name__}, not a task result: a mapping with 'status' and 'result'")
+
+
+class FailureBackend:
+    """A result backend whose failed tasks always have an exception; mix it into one of Celery's.
+
+    Celery's own raises where what is stored is no exception. For a class that cannot be made again it
+    gives an exception of another name or module.
+    """
+
+    def meta_from_decoded(self, meta: Any) -> Any:
+        """Put the exception into a result meta."""
+        if not isinstance(meta, dict) or meta.get("status") not in states.EXCEPTION_STATES:
+            return super().meta_from_decoded(meta)  # type: ignore[misc]  # of the class mixed into
+        stored = meta.get("result")
+        try:
+            error = self._rebuild(stored)
+        except Exception:
+            # Anything may be stored, and a class of the user's may raise anything.
+            error = None
+        if not isinstance(error, BaseException):
+            error = _no_exception(meta["status"], stored)
+        meta["result"] = error
+        return meta
+
+    def _rebuild(self, stored: Any) -> Any:
+        error = self.exception_to_python(stored)  # type: ignore[attr-defined]  # of the class mixed into
+        if not isinstance(stored, Mapping):
+            return error
+        name, module = stored["exc_type"], stored.get("exc_module")
+        if module is None or not _is_stand_in(error, name, module):
+            return error
+        message = stored.get("exc_message", "")
+        args = message if isinstance(message, list | tuple) else (message,)
+        return create_exception_cls(name, module)(*args)
+
+
+def _is_stand_in(error: Any, name: str, module: str) -> bool:
+    """Whether Celery found no class of that name, or could not make the exception."""
+    cls = type(error)
+    if cls is Exception:
+        return name != "Exception"
+    celerys = celery.exceptions.__name__
+    return cls.__module__ == celerys != module and getattr(celery.exceptions, name, None) is not cls
+
+
+def _no_exception(state: str, stored: Any) -> TaskFailure:
+    text = saferepr(stored, maxlen=_MAX_TEXT)
+    return TaskFailure(f"the task's state {state} was stored with {text}, which is no exception", stored)
 
 
 @contextmanager
@@ -102,6 +159,10 @@ _DECOMPRESSORS: Mapping[str, Callable[[], _Decompressor]] = {
 }
 
 
+class _DecodingBackend(FailureBackend, OfflineBackend):
+    """Knows which content types are accepted, and rebuilds exceptions."""
+
+
 class ReplyDecoder:
     """Decodes replies as one application accepts them.
 
@@ -111,7 +172,7 @@ class ReplyDecoder:
     """
 
     def __init__(self, app: Any, max_bytes: int = MAX_REPLY_BYTES) -> None:
-        self._backend = OfflineBackend(app)
+        self._backend = _DecodingBackend(app)
         self._max_bytes = max_bytes
 
     @property
@@ -148,10 +209,7 @@ class ReplyDecoder:
             check_meta(meta)
         except ValueError as error:
             raise ReplyUndecodable(f"the reply is {error}") from error
-        try:
-            decoded: dict[str, Any] = self._backend.meta_from_decoded(meta)
-        except Exception as error:
-            raise ReplyUndecodable(f"the reply's exception cannot be rebuilt: {error}") from error
+        decoded: dict[str, Any] = self._backend.meta_from_decoded(meta)
         return decoded
 
     def _decompress(self, body: bytes, compression: Any) -> bytes:
@@ -172,13 +230,16 @@ def outcome_of(meta: Mapping[str, Any]) -> Any:
     """The outcome of a task that has ended.
 
     :param meta: a final state as Celery stores it
-    :return: the value, or a `Failure` with what ``AsyncResult.get()`` would have raised
+    :return: the value, or a `Failure` with what ``AsyncResult.get()`` would have raised. A task that was
+        ignored or rejected, for which that waits for ever, is a failure too.
     """
     state, result = meta["status"], meta["result"]
     if state in states.PROPAGATE_STATES:
         if not isinstance(result, BaseException):
-            result = ReplyUndecodable(f"the task ended as {state} and its reply carries no exception")
+            result = _no_exception(state, result)
         return Failure(raisable(result))
+    if state == states.IGNORED:
+        return Failure(Ignore(result))
     return Failure(Reject(result)) if state == states.REJECTED else result
 
 

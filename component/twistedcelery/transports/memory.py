@@ -27,7 +27,7 @@ from twistedcelery.encoding.encoder import Recorder
 from twistedcelery.encoding.message import OutgoingMessage
 from twistedcelery.errors import BrokerUnavailable, Disconnected, ResultError, ResultLost, Unroutable
 from twistedcelery.transports.connection import Connection, Server
-from twistedcelery.transports.decoding import ReplyDecoder
+from twistedcelery.transports.decoding import FINAL_STATES, FailureBackend, ReplyDecoder
 from twistedcelery.transports.interface import (
     IncomingMessage,
     QueueState,
@@ -353,7 +353,7 @@ class SentTask:
         }
 
     def _answer(self, value: Any, state: str) -> None:
-        self.is_over = self.is_over or state in states.READY_STATES
+        self.is_over = self.is_over or state in FINAL_STATES
         backend = self._transport.worker.backend
         backend.store_result(self.id, value, state, request=Context(self._request()))
 
@@ -402,7 +402,7 @@ class _Worker:
             own.update(before)
 
 
-class _MemoryBackend(KeyValueStoreBackend):
+class _MemoryBackend(FailureBackend, KeyValueStoreBackend):
     """Celery's result backend on a dictionary."""
 
     implements_incr = True

@@ -441,11 +441,11 @@ def reply(url, queue, body, *, correlation_id, content_type="application/json", 
         (b"not json", {}, twistedcelery.ReplyUndecodable),
         (b"[1]", {}, twistedcelery.ReplyUndecodable),
         (b'{"status": "SUCCESS"}', {}, twistedcelery.ReplyUndecodable),
-        (b'{"status": "FAILURE", "result": 5}', {}, twistedcelery.ReplyUndecodable),
+        (b'{"status": "FAILURE", "result": 5}', {}, twistedcelery.TaskFailure),
         (
             b'{"status": "FAILURE", "result": {"exc_type": "system", "exc_module": "os"}}',
             {},
-            twistedcelery.ReplyUndecodable,
+            twistedcelery.TaskFailure,
         ),
         (
             b"cos\nsystem\n(S'true'\ntR.",

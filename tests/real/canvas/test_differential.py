@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
+import re
 import sys
 from typing import Any
 
@@ -62,6 +64,19 @@ async def ours(case: Case, tx_app: TwistedCelery) -> list[Any]:
     return [described(outcome), shape_of(call.async_result.as_tuple())]
 
 
+def with_its_class(outcome: list[Any]) -> list[Any]:
+    """The outcome of Celery's client, with the stored class of an exception that it could not make again.
+
+    There Celery's has a bare `Exception` with the class and the arguments as text.
+    """
+    described, shape = outcome
+    found = re.fullmatch(r"<class '(.+)'>\((\[.*\])\)", described[1]) if len(described) > 1 else None
+    if found is None or described[0] != "builtins.Exception":
+        return outcome
+    name = found[1] if "." in found[1] else f"builtins.{found[1]}"
+    return [[name, str(Exception(*ast.literal_eval(found[2]))), described[2]], shape]
+
+
 async def compare(worker, cases, *, broker, backend, transport="auto", pool="threads", **config):
     """Run all the cases through both clients."""
     options = {"app": "tests.support.canvasapp", "pool": pool, "concurrency": 4}
@@ -73,7 +88,7 @@ async def compare(worker, cases, *, broker, backend, transport="auto", pool="thr
         expected = await theirs(cases, broker, backend, config)
         assert set(expected) == {case.name for case in cases}
         found = {case.name: await ours(case, tx_app) for case in cases}
-        assert found == expected
+        assert found == {name: with_its_class(outcome) for name, outcome in expected.items()}
         assert tx_app.in_flight == 0
     finally:
         await tx_app.disconnect()

@@ -8,7 +8,7 @@ import pytest
 from celery import Celery
 from twisted.internet.task import Clock
 
-from twistedcelery.errors import ReplyNotAccepted, ReplyUndecodable
+from twistedcelery.errors import ReplyNotAccepted, ReplyUndecodable, TaskFailure
 from twistedcelery.transports.threads.backend import OwnBackend
 from twistedcelery.transports.threads.failures import Redactor
 from twistedcelery.transports.threads.polled import PolledReader
@@ -133,15 +133,16 @@ def test_a_serializer_that_is_not_accepted_is_reported_at_once(setup):
 
 
 def test_a_class_that_is_no_exception_is_not_called(setup):
-    """A failure that names a function instead of an exception class is an error, not a call."""
+    """A failure that names a function instead of an exception class is a failure, not a call."""
     one = setup()
     one.reader.watch("a")
     evil = {"exc_module": "os", "exc_type": "getcwd", "exc_message": []}
     one.write("a", meta(evil, "FAILURE"))
     one.poll()
-    one.poll(after=2.1)
-    assert one.sink.states == []
-    assert one.sink.failures == [("a", ReplyUndecodable)]
+    ((task_id, state, error),) = one.sink.states
+    assert (task_id, state, type(error)) == ("a", "FAILURE", TaskFailure)
+    assert error.stored == evil
+    assert one.sink.failures == []
 
 
 def test_a_forgotten_task_leaves_nothing(setup):

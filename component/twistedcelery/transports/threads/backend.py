@@ -16,7 +16,7 @@ from celery.exceptions import ImproperlyConfigured
 from kombu.utils.encoding import ensure_bytes
 
 from twistedcelery.errors import ConfigurationError
-from twistedcelery.transports.decoding import Undecodable
+from twistedcelery.transports.decoding import FailureBackend, Undecodable
 from twistedcelery.transports.threads.broker import connect_once
 from twistedcelery.transports.threads.failures import Redactor
 
@@ -44,6 +44,7 @@ class OwnBackend:
             self._class = _tamed(self._class, is_rpc=self.is_rpc)
         elif hasattr(self._class, "_decode_stored_result"):
             self._class = type(self._class.__name__, (_SqlBackend, self._class), {})
+        self._class = type(self._class.__name__, (FailureBackend, self._class), {})
 
     def make(self) -> Any:
         """Make a backend. This may block.

@@ -7,9 +7,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from celery import states
 from kombu.exceptions import ContentDisallowed
 
+from twistedcelery.transports.decoding import FINAL_STATES
 from twistedcelery.transports.threads.failures import Redactor, reply_error
 from twistedcelery.transports.threads.reader import StateSink
 from twistedcelery.transports.threads.snapshots import Snapshot, read_snapshots
@@ -99,7 +99,7 @@ class PolledReader:
             return
         self._torn.pop(task_id, None)
         self._seen[task_id] = fingerprint
-        if meta["status"] in states.READY_STATES:
+        if meta["status"] in FINAL_STATES:
             self.forget(task_id)
         self._sink.changed(task_id, meta)
 

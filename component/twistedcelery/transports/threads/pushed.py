@@ -7,11 +7,10 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from celery import states
 from celery.backends.base import BaseKeyValueStoreBackend
 from kombu.messaging import Consumer
 
-from twistedcelery.transports.decoding import check_meta
+from twistedcelery.transports.decoding import FINAL_STATES, check_meta
 from twistedcelery.transports.threads.failures import Redactor, reply_error
 from twistedcelery.transports.threads.reader import StateSink
 from twistedcelery.transports.threads.snapshots import read_snapshots
@@ -127,7 +126,7 @@ class PushedReader:
             except Exception as error:
                 self._sink.unreadable(snapshot.task_id, reply_error(error, self._redactor))
                 continue
-            if meta["status"] in states.READY_STATES:
+            if meta["status"] in FINAL_STATES:
                 self._sink.changed(snapshot.task_id, meta)
 
 
