@@ -121,9 +121,11 @@ class ResultBackend:
             transport = self._transport()
         except TwistedCeleryError as error:
             return fail(error)
+        # In a store, Celery overwrites the other final states.
+        lasting = FINAL_STATES if transport.store is None else states.READY_STATES
         for task in result.family():
             known = self._seen.get(task.id)
-            if known is not None and known["status"] in FINAL_STATES and task.unknown:
+            if known is not None and known["status"] in lasting and task.unknown:
                 task.end(known)
 
         def ended(outcome: Any) -> None:

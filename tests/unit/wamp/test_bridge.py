@@ -59,7 +59,7 @@ def test_arguments_are_checked_as_celery_does(setup):
         (failure(BrokerUnavailable("raised by the task itself")), "task_failed"),
         (final("REVOKED", TaskRevokedError("revoked")), "revoked"),
         (final("REJECTED", Reject("no")), "task_failed"),
-        (final("FAILURE", "not an exception"), "result_unencodable"),
+        (final("FAILURE", "not an exception"), "task_failed"),
         (success(float("nan")), "result_unencodable"),
         (success(object()), "result_unencodable"),
     ],

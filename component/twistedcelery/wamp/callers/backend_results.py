@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["BackendResults"]
 
+_FAILURES = {*states.PROPAGATE_STATES, states.IGNORED, states.REJECTED}
+
 
 class BackendResults:
     """The results in a backend that keeps them."""
@@ -34,7 +36,7 @@ class BackendResults:
 
         def failed(failure: Failure) -> NoReturn:
             meta = result.meta
-            if meta is None or meta["status"] not in states.PROPAGATE_STATES:
+            if meta is None or meta["status"] not in _FAILURES:
                 self._not_answered(failure, task_id)
             elif meta["status"] == states.REVOKED:
                 raise self._errors.make("revoked", "the task was revoked", task_id=task_id)
