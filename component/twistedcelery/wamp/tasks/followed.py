@@ -9,7 +9,7 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.python.failure import Failure
 
 from twistedcelery._deferreds import Waiters
-from twistedcelery.errors import CallCancelled, TwistedCeleryError
+from twistedcelery.errors import CallCancelled, TaskFailure, TwistedCeleryError
 from twistedcelery.wamp.event_kinds import FAILED, PROGRESS, RETRIED, REVOKED, STARTED, SUCCEEDED
 from twistedcelery.wamp.events.merge import OwnTask
 from twistedcelery.wamp.values import describe_exception, plain_text
@@ -147,7 +147,9 @@ class FollowedTask:
         if isinstance(error, CallCancelled) or (meta is not None and meta["status"] == states.REVOKED):
             self._end(REVOKED, {})
             answer = self._errors.make("revoked", "the task was revoked", task_id=self.task_id)
-        elif meta is not None and (meta["result"] is error or not isinstance(error, TwistedCeleryError)):
+        elif isinstance(error, TaskFailure) or (
+            meta is not None and (meta["result"] is error or not isinstance(error, TwistedCeleryError))
+        ):
             self._end(FAILED, self._describe_failure(error))
             answer = self._task_failed(failure)
         else:
