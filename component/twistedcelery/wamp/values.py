@@ -50,6 +50,8 @@ from typing import Any, NamedTuple
 
 from celery.utils.serialization import UnpickleableExceptionWrapper
 
+from twistedcelery.errors import TaskFailure
+
 __all__ = [
     "MAX_DEPTH",
     "MAX_SIZE",
@@ -288,6 +290,9 @@ def _type_name(value: object) -> str:
 
 def describe_exception(error: BaseException) -> dict[str, str]:
     """Return ``exc_type``, ``exc_module`` and ``exc_message``. Never raises, whatever the class does."""
+    if isinstance(error, TaskFailure):
+        names = ("exc_type", "exc_module", "exc_message")
+        return {name: plain_text(getattr(error, name)) for name in names}
     if isinstance(error, UnpickleableExceptionWrapper):
         # Celery wraps an exception that it cannot rebuild; the wrapper knows its class.
         exc_type, exc_module = error.exc_cls_name, error.exc_module

@@ -19,6 +19,7 @@ from twistedcelery import (
     ReplyNotAccepted,
     ReplyUndecodable,
     ResultLost,
+    TaskFailure,
     Unroutable,
 )
 from twistedcelery.wamp.task_ids import TaskIds
@@ -60,6 +61,7 @@ def test_arguments_are_checked_as_celery_does(setup):
         (final("REVOKED", TaskRevokedError("revoked")), "revoked"),
         (final("REJECTED", Reject("no")), "task_failed"),
         (final("FAILURE", "not an exception"), "task_failed"),
+        (final("FAILURE", TaskFailure("no exception", {"custom": "why"})), "task_failed"),
         (success(float("nan")), "result_unencodable"),
         (success(object()), "result_unencodable"),
     ],
@@ -97,6 +99,18 @@ def test_calls_that_the_library_refuses(refused, uri, setup):
     assert (error.error, error.args) == (f"celery.error.{uri}", (str(refused),))
     assert one.session.published == []
     assert result_of(one.call("celery_api.status"))["in_flight"] == 0
+
+
+def test_a_failure_without_an_exception_says_what_was_stored(setup):
+    """What a worker stored as its failure's details reaches the caller, the subscribers and the totals."""
+    one = setup(events=["failed"])
+    answer = one.call("app.add", 1, 2)
+    stored = {"exc_type": "Refused", "exc_module": "shop", "exc_message": "no tea", "code": 7}
+    one.last.finish(failure(TaskFailure("no exception", stored)))
+    kwargs = error_of(answer).kwargs
+    assert (kwargs["exc_type"], kwargs["exc_module"], kwargs["exc_message"]) == ("Refused", "shop", "no tea")
+    assert one.session.topics() == ["app.add.failed"]
+    assert result_of(one.call("celery_api.status"))["totals"]["failed"] == 1
 
 
 def test_tracebacks_stay_inside(setup):
