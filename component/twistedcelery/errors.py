@@ -34,7 +34,8 @@ stored without an exception, which Celery's own client cannot read.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from typing import Any, TypeVar
 
 import celery.exceptions
@@ -191,6 +192,12 @@ class CallCancelled(TwistedCeleryError, defer.CancelledError):
 
 class Disconnected(TwistedCeleryError):
     """The client was disconnected before the call ended. The task itself may still run."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of a message about a wrong name: the one that was meant, or nothing where none is close."""
+    close = get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def renewed(error: E) -> E:

@@ -8,10 +8,9 @@ expiry, stamps, signals, serialisation, compression and signing are those of the
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import celery.exceptions
@@ -23,7 +22,7 @@ from kombu.messaging import Producer
 
 from twistedcelery.encoding.app_view import view_of
 from twistedcelery.encoding.message import Encoded, OutgoingMessage
-from twistedcelery.errors import EncodeError, InvalidCall, QueueNotFound, TwistedCeleryError
+from twistedcelery.errors import EncodeError, InvalidCall, QueueNotFound, TwistedCeleryError, did_you_mean
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -185,12 +184,6 @@ class _Sent:
         return (self.id, None), None
 
 
-def _suggested(name: str, known: Iterable[str]) -> str:
-    """A wrong name, with the one that was meant where that is likely."""
-    close = get_close_matches(name, sorted(known), n=1)
-    return f"{name!r}; did you mean {close[0]!r}?" if close else repr(name)
-
-
 @contextmanager
 def translated(what: str) -> Iterator[None]:
     """Celery's refusals as errors of this package.
@@ -250,7 +243,8 @@ class Recorder(Producer):
     ) -> None:
         unknown = message.properties.keys() - _OPTIONS
         if unknown:
-            raise InvalidCall(f"there is no option {_suggested(min(unknown), _OPTIONS)}")
+            name = min(unknown)
+            raise InvalidCall(f"there is no option {name!r}{did_you_mean(name, _OPTIONS)}")
         eta = message.headers.get("eta")
         if isinstance(eta, str) and "task" in message.headers:
             # Workers drop a task whose ETA they cannot read, without a reply.

@@ -126,8 +126,6 @@ class MemoryTransport(Transport):
         self._is_there = False
         for link in list(self._links):
             link.lose(BrokerUnavailable("the broker went away"))
-        for source in list(self._sources):
-            source.interrupt()
         for subscription in list(self._subscriptions):
             subscription.user.interrupted(BrokerUnavailable("the broker went away"))
 
@@ -557,9 +555,6 @@ class _Results:
         if task_id in self._watched:
             self.forget(task_id)
             self._receiver.reply_failed(task_id, error)
-
-    def interrupt(self) -> None:
-        """States are missed from now on."""
 
     def go_on(self) -> None:
         """The broker is there again, with what was missed."""

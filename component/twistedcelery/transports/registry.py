@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from kombu.transport import TRANSPORT_ALIASES
 
-from twistedcelery.errors import ConfigurationError
+from twistedcelery.errors import ConfigurationError, did_you_mean
 from twistedcelery.transports.interface import (
     Publisher,
     ReplyReceiver,
@@ -170,8 +169,7 @@ def _check_broker(scheme: str) -> None:
     known = {*TRANSPORT_ALIASES, *(name for one in _registrations for name in one.brokers)}
     if scheme in known or ":" in scheme or "." in scheme:
         return
-    close = get_close_matches(scheme, sorted(known), n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else f"; kombu has {', '.join(sorted(TRANSPORT_ALIASES))}"
+    hint = did_you_mean(scheme, known) or f"; kombu has {', '.join(sorted(TRANSPORT_ALIASES))}"
     raise ConfigurationError(f"broker_url has the unknown scheme {scheme!r}{hint}")
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, NoReturn
 
-from twistedcelery.errors import ConfigurationError
+from twistedcelery.errors import ConfigurationError, did_you_mean
 from twistedcelery.wamp.event_kinds import EVENT_KINDS
 from twistedcelery.wamp.options import DEFAULT_OPTIONS, KNOWN_OPTIONS, OptionError, parse_options
 from twistedcelery.wamp.uris import why_not_a_pattern, why_not_a_uri
@@ -201,7 +201,9 @@ def _seconds_or_none(key: str, value: Any) -> float | None:
 def _one_of(*accepted: str) -> Callable[[str, Any], str]:
     def check(key: str, value: Any) -> str:
         if value not in accepted:
-            _refuse(key, value, f"one of {', '.join(map(repr, accepted))}{_hint(value, accepted)}")
+            _refuse(
+                key, value, f"one of {', '.join(map(repr, accepted))}{did_you_mean(str(value), accepted)}"
+            )
         return str(value)
 
     return check
@@ -214,7 +216,7 @@ def _events(key: str, value: Any) -> frozenset[str]:
         _refuse(key, value, f"true, false, or a list of: {', '.join(_EVENTS)}")
     for event in value:
         if event not in _EVENTS:
-            _refuse(key, event, f"one of {', '.join(_EVENTS)}{_hint(event, _EVENTS)}")
+            _refuse(key, event, f"one of {', '.join(_EVENTS)}{did_you_mean(str(event), _EVENTS)}")
     return frozenset(value)
 
 
@@ -223,7 +225,7 @@ def _option_names(key: str, value: Any) -> frozenset[str]:
         _refuse(key, value, f"a list of: {', '.join(KNOWN_OPTIONS)}")
     for name in value:
         if not isinstance(name, str) or name not in KNOWN_OPTIONS:
-            _refuse(key, name, f"one of {', '.join(KNOWN_OPTIONS)}{_hint(name, KNOWN_OPTIONS)}")
+            _refuse(key, name, f"one of {', '.join(KNOWN_OPTIONS)}{did_you_mean(str(name), KNOWN_OPTIONS)}")
     return frozenset(value)
 
 
@@ -260,11 +262,6 @@ def refuse_trigger(number: int, key: str | None, found: object, accepted: str) -
     """Raise the `ConfigurationError` that names the trigger, what was found and what is accepted."""
     where = f"triggers[{number}]" + (f".{key}" if key else "")
     raise ConfigurationError(f"configuration key {where!r}: found {found!r:.80}, accepted is {accepted}")
-
-
-def _hint(found: object, accepted: tuple[str, ...] | Mapping[str, Any]) -> str:
-    close = difflib.get_close_matches(str(found), accepted, n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 _CHECKS: dict[str, Callable[[str, Any], Any]] = {

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import TYPE_CHECKING, Any
 
 from autobahn.wamp.exception import ApplicationError
 from twisted.logger import Logger
 
+from twistedcelery.errors import did_you_mean
 from twistedcelery.wamp.config import refuse_trigger
 from twistedcelery.wamp.events.throttle import Throttle
 from twistedcelery.wamp.invocation import Caller
@@ -107,8 +107,7 @@ def check_triggers(config: Configuration, tasks: Mapping[str, ExposedTask], uris
     """
     for number, trigger in enumerate(config.triggers):
         if config.discover == "app" and trigger.task not in tasks:
-            close = difflib.get_close_matches(trigger.task, tasks, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
+            hint = did_you_mean(trigger.task, tasks)
             refuse_trigger(number, "task", trigger.task, f"the name of a task that this bridge exposes{hint}")
         if uris.owns(trigger.topic):
             # A router does not send a session its own events, so the trigger would miss some of them.
