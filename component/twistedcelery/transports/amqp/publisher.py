@@ -49,7 +49,13 @@ class AmqpPublisher(QueuedPublisher[AmqpLink, int]):
             return channel.confirm_publishing(self._confirmed, self._returned)
 
         self._declarer = Declarer(link)
+        link.on_blocked(self._alarm_set, self.link_unblocked)
         return link.open_channel().addCallback(opened)
+
+    def _alarm_set(self, reason: str) -> None:
+        self.link_blocked(
+            f"the broker takes no messages, since it is out of memory or disk space (it says {reason!r})"
+        )
 
     def _has_link(self) -> bool:
         return self._channel is not None
@@ -84,13 +90,13 @@ class AmqpPublisher(QueuedPublisher[AmqpLink, int]):
     def _send(self, publication: Publication) -> None:
         if self._channel is None:
             # `connection_lost` follows; the message waits for the next link.
-            self._wait_first([publication])
+            self._waiting.prepend([publication])
             return
         try:
             self._channel.publish(publication.message)
         except BrokerUnavailable:
             self._channel = None
-            self._wait_first([publication])
+            self._waiting.prepend([publication])
             return
         except TwistedCeleryError as error:
             publication.fail(error)
