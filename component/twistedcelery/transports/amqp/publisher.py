@@ -49,6 +49,7 @@ class AmqpPublisher(QueuedPublisher[AmqpLink, int]):
         """Open the publishing channel of a new link."""
         self._declarer = Declarer(link)
         self._max_size = None
+        link.on_blocked(self._alarm_set, self.link_unblocked)
         return self._open_channel(link)
 
     def _open_channel(self, link: AmqpLink) -> Deferred[None]:
@@ -62,6 +63,11 @@ class AmqpPublisher(QueuedPublisher[AmqpLink, int]):
             self._last_tag = 0
 
         return link.open_channel().addCallback(opened)
+
+    def _alarm_set(self, reason: str) -> None:
+        self.link_blocked(
+            f"the broker takes no messages, since it is out of memory or disk space (it says {reason!r})"
+        )
 
     def _has_link(self) -> bool:
         return self._channel is not None
@@ -103,7 +109,7 @@ class AmqpPublisher(QueuedPublisher[AmqpLink, int]):
     def _send(self, publication: Publication) -> None:
         if self._channel is None:
             # The message waits for the next channel or, if `connection_lost` follows, for the next link.
-            self._wait_first([publication])
+            self._waiting.prepend([publication])
             return
         length = len(publication.message.body)
         if self._max_size is not None and length > self._max_size:
@@ -116,7 +122,7 @@ class AmqpPublisher(QueuedPublisher[AmqpLink, int]):
             self._channel.publish(publication.message)
         except BrokerUnavailable:
             self._channel = None
-            self._wait_first([publication])
+            self._waiting.prepend([publication])
             return
         except TwistedCeleryError as error:
             publication.fail(error)
@@ -177,7 +183,7 @@ class AmqpPublisher(QueuedPublisher[AmqpLink, int]):
             # One that may be sent again may have been sent over an earlier link, too.
             publication.sent = publication.message.resend
         self._suspects.extend(again)
-        self._wait_first([*again, *after])
+        self._waiting.prepend([*again, *after])
         self._open_channel(link).addCallbacks(lambda _: self._pump(), lambda _failure: link.drop())
         # These last: a callback may do anything, disconnecting included.
         for publication in before:
