@@ -177,8 +177,8 @@ class AmqpPublisher(QueuedPublisher[AmqpLink, int]):
         places = suspects(words, [publication.message for publication in sent])
         before, doubtful, after = sent[: places.start], sent[places.start : places.stop], sent[places.stop :]
         refused = doubtful if len(doubtful) == 1 else []
-        again = [each for each in doubtful if each.message.resend and not refused]
-        after = [publication for publication in after if not publication.settled]
+        again = [each for each in doubtful if each.message.resend and not (each.settled or refused)]
+        after = [each for each in after if not each.settled]
         for publication in after:
             # One that may be sent again may have been sent over an earlier link, too.
             publication.sent = publication.message.resend
