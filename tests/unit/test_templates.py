@@ -112,7 +112,7 @@ OPTIONS: dict[str, st.SearchStrategy[Any]] = {
 }
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     first=st.tuples(ARGS, KWARGS),
     second=st.tuples(ARGS, KWARGS),
@@ -131,7 +131,7 @@ def test_whatever_the_arguments_and_options(first, second, third, options):
     assert_same(message, by_celery(app, "third", args, kwargs, **options))
 
 
-@settings(max_examples=150)
+@settings(max_examples=100, deadline=None)
 @given(args=ARGS, kwargs=KWARGS)
 def test_plain_calls_are_filled_in(args, kwargs):
     """Arguments are no reason to go the whole way."""
