@@ -64,7 +64,7 @@ class CallerApi:
         self._in_flight = in_flight
         self._known = known
         self._peers = peers
-        self._backend = BackendResults(client, context.errors)
+        self._backend = BackendResults(client, context)
         self._status = status
         #: How many calls of ``result`` have no answer yet, by who made them.
         self._waiting: Counter[Hashable] = Counter()

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from celery.utils import uuid
 
+from twistedcelery.wamp.arguments import ArgumentsRefused, check_sendable
+from twistedcelery.wamp.items import TooManyItems
 from twistedcelery.wamp.options import (
     NotAllowed,
     OptionError,
@@ -85,17 +87,16 @@ class InFlight:
         # Before anything is looked at: a refusal must cost next to nothing.
         self._admit(caller, is_scheduled(options))
         config = self._config
-        declared = task.send_options()
         try:
             parsed = parse_options(options, config.allow_options)
             due_in, expires_in = self._times(parsed)
-            limit = config.expires_of(task.name) or self._times(declared)[1] or config.max_expires
+            limit = config.expires_of(task.name) or self._times(task.send_options())[1] or config.max_expires
             check_times(due_in, expires_in, config.max_countdown, limit)
         except NotAllowed as error:
             raise self._errors.make("not_allowed", f"celery_options: {error}") from error
         except OptionError as error:
             raise self._errors.make("invalid_arguments", f"celery_options: {error}") from error
-        return self._start(task, args, kwargs, {**declared, **parsed}, caller)
+        return self._start(task, args, kwargs, parsed, caller)
 
     def start(
         self,
@@ -111,7 +112,7 @@ class InFlight:
         :raise ApplicationError: if nothing was sent
         """
         self._admit(caller, is_scheduled(options))
-        return self._start(task, args, kwargs, {**task.send_options(), **options}, caller)
+        return self._start(task, args, kwargs, options, caller)
 
     def _admit(self, caller: Caller, scheduled: bool) -> None:
         refusal = self._slots.why_not(caller, scheduled)
@@ -127,18 +128,20 @@ class InFlight:
         task: ExposedTask,
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
-        options: dict[str, Any],
+        options: Mapping[str, Any],
         caller: Caller,
     ) -> FollowedTask:
         try:
+            # Before anything else goes through them.
+            check_sendable(self._config.max_items, args=args, kwargs=kwargs, celery_options=options)
             task.check_arguments(args, kwargs)
-        except TypeError as error:
+        except (TypeError, ArgumentsRefused, TooManyItems) as error:
             raise self._errors.make("invalid_arguments", f"{task.name}: {error}") from error
-        due_in, _ = self._times(options)
+        chosen = {**task.send_options(), **options}
         expires = self._config.expires_of(task.name)
-        if expires is not None and options.get("expires") is None:
-            options["expires"] = due_in + expires
-        return self._follow(task, args, kwargs, options, caller)
+        if expires is not None and chosen.get("expires") is None:
+            chosen["expires"] = self._times(chosen)[0] + expires
+        return self._follow(task, args, kwargs, chosen, caller)
 
     def _follow(
         self,
