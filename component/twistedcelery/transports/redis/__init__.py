@@ -66,7 +66,7 @@ class RedisTransport(Transport):
     def results(self, setup: Setup, receiver: ReplyReceiver) -> RedisResults:
         """Follow the states in ``result_backend``. Connects when the first task is watched."""
         reactor = setup.reactor
-        backend = OfflineRedisBackend(setup.app)
+        backend = OfflineRedisBackend(setup.app, max_bytes=setup.max_reply_bytes)
         results = RedisResults(reactor, receiver, backend)
         servers = _result_servers(backend, reactor)
         subscriptions = Subscriptions(results)
@@ -80,7 +80,7 @@ class RedisTransport(Transport):
         requests = Requests(setup.reactor, setup.timeout)
         servers = _result_servers(OfflineRedisBackend(setup.app), setup.reactor)
         requests.use(Connection(servers, requests, setup.reactor, backoff, open_link))
-        return RedisStore(setup.app).use(requests)
+        return RedisStore(setup.app, setup.max_reply_bytes).use(requests)
 
 
 def _brokers(kombu: Any, reactor: Any) -> Servers:
