@@ -19,12 +19,22 @@ from twisted.python.failure import Failure
 
 from twistedcelery._types import Clock, Timer
 from twistedcelery.errors import BrokerAccessRefused, BrokerUnavailable
-from twistedcelery.transports.connection import Refused, caused
+from twistedcelery.transports.connection import Refused, RefusedForNow, caused
 
 __all__ = ["Command", "RedisLink", "RedisParameters", "SubscriberLink", "open_link", "open_subscriber"]
 
 #: A command's name and its arguments.
 Command = tuple[Any, ...]
+
+#: Redis' codes for what passes by itself, or with a failover.
+_PASSING = frozenset(
+    {
+        *("BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "MISCONF"),
+        *("NOREPLICAS", "READONLY", "TRYAGAIN", "UNBLOCKED"),
+    }
+)
+#: The other words for one.
+_MAX_CLIENTS = "ERR max number of clients"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +64,6 @@ class RedisLink:
         self._protocol: Any = protocol
         self._reactor = reactor
         self._check_interval = parameters.check_interval
-        self._needs_master = parameters.master
         self._answered = True
         self._check: Timer | None = reactor.callLater(self._check_interval, self._ping)
         protocol.when_lost(self._stop_checking)
@@ -82,27 +91,20 @@ class RedisLink:
     def ask(self, command: Command) -> defer.Deferred[Any]:
         """Send a command.
 
-        :return: fires with the reply, text as bytes. Fails with `Refused` for an error reply, or with
-            `BrokerUnavailable` when the connection ends first.
+        :return: fires with the reply, text as bytes. Fails with `Refused` for an error reply, with
+            `RefusedForNow` for one that may pass, or with `BrokerUnavailable` when the connection ends first.
         """
         try:
             asked: defer.Deferred[Any] = self._protocol.execute_command(*command)
         except txredisapi.RedisError as problem:
             return defer.fail(_translated(problem, self._protocol))
-
-        def failed(failure: Failure) -> Failure:
-            error = _translated(failure.value, self._protocol)
-            if self._needs_master and str(error).startswith("READONLY"):
-                self._protocol.give_up("it is not the master any more")
-            return Failure(error)
-
-        return asked.addErrback(failed)
+        return asked.addErrback(lambda failure: Failure(_translated(failure.value, self._protocol)))
 
     def send(self, commands: Sequence[Command]) -> defer.Deferred[list[Any]]:
         """Send several commands at once.
 
         :return: fires with the replies once all are answered well; fails as `ask` for the first
-            that is not
+            that is not, with ``partly`` set where others were
         """
         # Answers come in order, so the last one completes the list.
         done: defer.Deferred[list[Any]] = defer.Deferred()
@@ -120,7 +122,10 @@ class RedisLink:
             if len(replies) < len(commands):
                 return
             if problems:
-                done.errback(Failure(problems[0]))
+                first = problems[0]
+                if isinstance(first, Refused):
+                    first.partly = any(map(_is_done, commands, replies))
+                done.errback(Failure(first))
             else:
                 done.callback(replies)
 
@@ -145,9 +150,10 @@ class RedisLink:
             return
         self._answered = False
         self._check = self._reactor.callLater(self._check_interval, self._ping)
-        self.ask(("PING",)).addCallbacks(self._pong, lambda _failure: None)  # `on_lost` calls back
+        # An error is an answer, too. If the connection has ended, `on_lost` calls back.
+        self.ask(("PING",)).addBoth(self._pong)
 
-    def _pong(self, _reply: object) -> None:
+    def _pong(self, _outcome: object) -> None:
         self._answered = True
 
     def _stop_checking(self, _reason: BrokerUnavailable) -> None:
@@ -215,6 +221,8 @@ def _open(
         protocols.append(protocol)
         for command in _handshake(parameters):
             yield protocol.execute_command(*command)
+        # While a server loads its data it selects databases, but does nothing else.
+        yield protocol.execute_command("PING").addErrback(_can_answer)
         if parameters.master:
             yield protocol.execute_command("ROLE").addCallbacks(_check_role, _role_unknown)
         return link_class(protocol, reactor, parameters)
@@ -239,9 +247,19 @@ def _handshake(parameters: RedisParameters) -> list[Command]:
         commands.append(("CLIENT", "SETNAME", parameters.name))
     if parameters.db is not None:
         commands.append(("SELECT", parameters.db))
-    # While a server loads its data it selects databases, but does nothing else.
-    commands.append(("PING",))
     return commands
+
+
+def _is_done(command: Command, reply: Any) -> bool:
+    """Whether Redis did what a command says. A transaction with an error in it is not carried out."""
+    return not isinstance(reply, Failure) and command[0] != "MULTI" and reply not in ("QUEUED", b"QUEUED")
+
+
+def _can_answer(failure: Failure) -> None:
+    """A server that cannot write to its disk answers like this, though it can be read from."""
+    failure.trap(txredisapi.ResponseError)
+    if not str(failure.value).startswith("MISCONF"):
+        failure.raiseException()
 
 
 def _check_role(reply: Any) -> None:
@@ -322,17 +340,21 @@ class _ProtocolFactory(Factory):
 
 def _translated(problem: BaseException | None, protocol: _Ending) -> BrokerUnavailable | Refused:
     if isinstance(problem, txredisapi.ResponseError):
-        return caused(Refused(str(problem)), problem)
+        words = str(problem)
+        return caused((RefusedForNow if _passes(words) else Refused)(words), problem)
     return _connection_error(protocol.reason or problem)
 
 
 def _handshake_error(problem: BaseException | None, protocol: _Ending | None) -> BrokerUnavailable:
     if isinstance(problem, txredisapi.ResponseError):
-        # These are temporary, for example "LOADING Redis is loading the dataset in memory".
-        passing = str(problem).startswith(("LOADING", "MASTERDOWN", "BUSY"))
-        return caused((BrokerUnavailable if passing else BrokerAccessRefused)(str(problem)), problem)
+        words = str(problem)
+        return caused((BrokerUnavailable if _passes(words) else BrokerAccessRefused)(words), problem)
     reason = None if protocol is None else protocol.reason
     return _connection_error(reason or problem)
+
+
+def _passes(words: str) -> bool:
+    return words.startswith(_MAX_CLIENTS) or words.partition(" ")[0] in _PASSING
 
 
 def _connection_error(reason: BaseException | None) -> BrokerUnavailable:

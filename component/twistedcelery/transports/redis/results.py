@@ -23,7 +23,7 @@ from twistedcelery.errors import (
     ResultError,
     TwistedCeleryError,
 )
-from twistedcelery.transports.connection import Connection, Refused, State, caused
+from twistedcelery.transports.connection import Connection, Refused, RefusedForNow, State, caused
 from twistedcelery.transports.interface import ReplyReceiver
 from twistedcelery.transports.redis.link import SubscriberLink
 from twistedcelery.transports.redis.offline_backend import OfflineRedisBackend
@@ -304,7 +304,9 @@ class Subscriptions:
 
         def failed(failure: Failure) -> None:
             # After a lost connection `connection_up` subscribes again.
-            if isinstance(failure.value, Refused) and channel in self._channels:
+            if isinstance(failure.value, RefusedForNow):
+                link.abort()
+            elif isinstance(failure.value, Refused) and channel in self._channels:
                 del self._channels[channel]
                 self._owner.refused(channel, failure.value)
 
