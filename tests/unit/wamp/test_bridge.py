@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import Any
 
 import pytest
@@ -208,6 +209,30 @@ def test_a_call_in_time_leaves_no_timer(setup):
     assert one.clock.getDelayedCalls() == []
 
 
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ({"a": {"__type__": "datetime", "__value__": "2020-01-01"}}, "['a'] has the keys '__type__' and"),
+        (reduce(lambda inner, _: [inner], range(101), 1), "nested deeper than 100 levels"),
+        ([0] * 200, "more than 200 items in all; max_items of the bridge's configuration"),
+    ],
+)
+def test_arguments_that_cannot_be_sent(value, says, setup):
+    """They are refused wherever they come from, and take no place."""
+    one = setup(max_items=200, allow_options=["headers"])
+    for refused in (
+        one.call("app.untyped", value),
+        one.call("app.untyped", x=value),
+        one.call("app.untyped", 1, celery_options={"headers": {"x": value}}),
+        one.call("celery_api.submit", "app.untyped", [value]),
+        one.call("celery_api.submit", "app.untyped", [], {"x": value}),
+    ):
+        error = error_of(refused)
+        assert error.error == "celery.error.invalid_arguments"
+        assert says in error.args[0]
+    assert (one.client.sent, len(one.bridge._in_flight)) == ([], 0)
+
+
 def test_max_in_flight(setup):
     """Past the limit a call is refused at once and nothing is sent. The end of a task makes room."""
     one = setup(max_in_flight=1)
@@ -320,17 +345,3 @@ def test_the_ids_of_tasks(setup):
     one.call("celery_api.submit", "white space")
     ids = TaskIds("realm1", "celery")
     assert [ids.made(call.task_id) for call in one.client.calls] == [True, True]
-
-
-def test_the_limit_of_one_caller(setup):
-    """It counts the tasks in flight by session, and keeps no counter at zero."""
-    one = setup(max_in_flight_per_caller=1)
-    for session in (7, 8, None):
-        one.call("app.add", 1, 2, caller=session)
-        error = error_of(one.call("app.add", 1, 2, caller=session))
-        assert error.error == "celery.error.overloaded"
-    for call in one.client.calls:
-        call.finish(success(3))
-    assert not one.bridge._in_flight._by_session
-    one.call("app.add", 1, 2)
-    assert len(one.client.sent) == 4
