@@ -186,3 +186,20 @@ async def test_a_trouble_that_lasts(administrator, connect, trouble):
     await deferToThread(hindrance.__exit__, None, None, None)
     assert admin.redis.llen("celery") == 0
     assert await published(tx_app, confirm_timeout=30) is None
+
+
+@pytest.mark.parametrize("trouble", ["busy", "misconf", "readonly"])
+@pytest_twisted.ensureDeferred
+async def test_questions_about_results_wait_too(administrator, connect, trouble):
+    """What Redis refuses to do to a stored result is done when it has passed."""
+    server, admin = await deferToThread(administrator)
+    tx_app = connect(server.url(0), server.url(1), options={"publish_timeout": 30})
+    assert await tx_app.result("unheard-of").state == "PENDING"
+    hindrance = getattr(admin, trouble)()
+    words = await deferToThread(hindrance.__enter__)
+    forgotten = tx_app.result("unheard-of").forget()
+    requests = tx_app._binding.bound.store._requests
+    await until(lambda: words in str(requests._reason))
+    assert not forgotten.called
+    await deferToThread(hindrance.__exit__, None, None, None)
+    assert await forgotten is None

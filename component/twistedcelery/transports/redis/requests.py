@@ -13,7 +13,7 @@ from twisted.python.failure import Failure
 from twistedcelery._deferreds import settle
 from twistedcelery._types import Clock, Timer
 from twistedcelery.errors import BrokerAccessRefused, BrokerUnavailable, Disconnected, renewed
-from twistedcelery.transports.connection import Connection, RefusedForNow
+from twistedcelery.transports.connection import Connection, RefusedForNow, caused
 from twistedcelery.transports.deadlines import cancel_after
 from twistedcelery.transports.redis.link import Command, RedisLink
 
