@@ -15,10 +15,20 @@ from twisted.python.failure import Failure
 
 from twistedcelery._types import Clock, Timer
 from twistedcelery.errors import BrokerAccessRefused, BrokerUnavailable
-from twistedcelery.transports.connection import Refused, caused
+from twistedcelery.transports.connection import Refused, RefusedForNow, caused
 from twistedcelery.transports.redis.protocol import Command, RedisProtocol, ReplyError, connection_error
 
 __all__ = ["Command", "RedisLink", "RedisParameters", "SubscriberLink", "open_link", "open_subscriber"]
+
+#: Redis' codes for what passes by itself, or with a failover.
+_PASSING = frozenset(
+    {
+        *("BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "MISCONF"),
+        *("NOREPLICAS", "READONLY", "TRYAGAIN", "UNBLOCKED"),
+    }
+)
+#: The other words for one.
+_MAX_CLIENTS = "ERR max number of clients"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +58,6 @@ class RedisLink:
         self._protocol = protocol
         self._reactor = reactor
         self._check_interval = parameters.check_interval
-        self._needs_master = parameters.master
         self._answered = True
         self._check: Timer | None = reactor.callLater(self._check_interval, self._ping)
         protocol.when_lost(self._stop_checking)
@@ -77,31 +86,21 @@ class RedisLink:
     def ask(self, command: Command) -> defer.Deferred[Any]:
         """Send a command.
 
-        :return: fires with the reply, text as bytes. Fails with `Refused` for an error reply, or with
-            `BrokerUnavailable` when the connection ends first.
+        :return: fires with the reply, text as bytes. Fails with `Refused` for an error reply, with
+            `RefusedForNow` for one that may pass, or with `BrokerUnavailable` when the connection ends first.
         """
-        return self.send((command,)).addCallback(itemgetter(0))
+        return self._send((command,)).addCallback(itemgetter(0))
 
     def send(self, commands: Sequence[Command]) -> defer.Deferred[list[Any]]:
         """Send several commands at once.
 
         :return: fires with the replies once all are answered well; fails as `ask` for the first
-            that is not
+            that is not, with ``partly`` set where others were
         """
-        if not commands:
-            return defer.succeed([])
-        return self._protocol.ask(commands).addCallback(self._checked)
+        return self._send(commands) if commands else defer.succeed([])
 
-    def _checked(self, replies: list[Any]) -> list[Any]:
-        for reply in replies:
-            # Of EXEC: one reply for each command of the transaction.
-            for one in reply if type(reply) is list else (reply,):
-                if type(one) is ReplyError:
-                    words = str(one)
-                    if self._needs_master and words.startswith("READONLY"):
-                        self._protocol.give_up("it is not the master any more")
-                    raise caused(Refused(words), one)
-        return replies
+    def _send(self, commands: Sequence[Command], replies: int = 0) -> defer.Deferred[list[Any]]:
+        return self._protocol.ask(commands, replies).addCallback(_checked, commands)
 
     def close(self) -> None:
         """Begin to close: what was written before goes out first."""
@@ -119,9 +118,10 @@ class RedisLink:
             return
         self._answered = False
         self._check = self._reactor.callLater(self._check_interval, self._ping)
-        self.ask(("PING",)).addCallbacks(self._pong, lambda _failure: None)  # `on_lost` calls back
+        # An error is an answer, too. If the connection has ended, `on_lost` calls back.
+        self.ask(("PING",)).addBoth(self._pong)
 
-    def _pong(self, _reply: object) -> None:
+    def _pong(self, _outcome: object) -> None:
         self._answered = True
 
     def _stop_checking(self, _reason: BrokerUnavailable) -> None:
@@ -156,7 +156,7 @@ class SubscriberLink(RedisLink):
         self._protocol.rest(seconds)
 
     def _for_each(self, name: str, channels: Sequence[bytes]) -> defer.Deferred[Any]:
-        return self._protocol.ask([(name, *channels)], len(channels)).addCallback(self._checked)
+        return self._send([(name, *channels)], len(channels))
 
 
 L = TypeVar("L", bound=RedisLink)
@@ -199,6 +199,11 @@ def _open(
             (reply,) = yield protocol.ask([command])
             if type(reply) is ReplyError:
                 raise _handshake_error(reply)
+        # While a server loads its data it selects databases, but does nothing else. One that cannot write to
+        # its disk can be read from.
+        (reply,) = yield protocol.ask([("PING",)])
+        if type(reply) is ReplyError and not str(reply).startswith("MISCONF"):
+            raise _handshake_error(reply)
         if parameters.master:
             (role,) = yield protocol.ask([("ROLE",)])
             _check_role(role)
@@ -224,9 +229,25 @@ def _handshake(parameters: RedisParameters) -> list[Command]:
         commands.append(("CLIENT", "SETNAME", parameters.name))
     if parameters.db is not None:
         commands.append(("SELECT", parameters.db))
-    # While a server loads its data it selects databases, but does nothing else.
-    commands.append(("PING",))
     return commands
+
+
+def _checked(replies: list[Any], commands: Sequence[Command]) -> list[Any]:
+    """Raise the first error among replies."""
+    for reply in replies:
+        # Of EXEC: one reply for each command of the transaction.
+        for one in reply if type(reply) is list else (reply,):
+            if type(one) is ReplyError:
+                words = str(one)
+                refused = (RefusedForNow if _passes(words) else Refused)(words)
+                refused.partly = any(map(_is_done, commands, replies))
+                raise caused(refused, one)
+    return replies
+
+
+def _is_done(command: Command, reply: Any) -> bool:
+    """Whether Redis did what a command says. A transaction with an error in it is not carried out."""
+    return type(reply) is not ReplyError and command[0] != "MULTI" and reply != b"QUEUED"
 
 
 def _check_role(reply: Any) -> None:
@@ -249,6 +270,9 @@ class _ProtocolFactory(Factory):
 
 
 def _handshake_error(reply: Exception) -> BrokerUnavailable:
-    # These are temporary, for example "LOADING Redis is loading the dataset in memory".
-    passing = str(reply).startswith(("LOADING", "MASTERDOWN", "BUSY"))
-    return caused((BrokerUnavailable if passing else BrokerAccessRefused)(str(reply)), reply)
+    words = str(reply)
+    return caused((BrokerUnavailable if _passes(words) else BrokerAccessRefused)(words), reply)
+
+
+def _passes(words: str) -> bool:
+    return words.startswith(_MAX_CLIENTS) or words.partition(" ")[0] in _PASSING

@@ -23,7 +23,7 @@ from twistedcelery.errors import (
     ResultError,
     TwistedCeleryError,
 )
-from twistedcelery.transports.connection import Connection, Refused, State, caused
+from twistedcelery.transports.connection import Connection, Refused, RefusedForNow, State, caused
 from twistedcelery.transports.interface import ReplyReceiver
 from twistedcelery.transports.redis.link import SubscriberLink
 from twistedcelery.transports.redis.offline_backend import OfflineRedisBackend
@@ -359,9 +359,11 @@ class Subscriptions:
 
         def failed(failure: Failure) -> None:
             # After a lost connection `connection_up` subscribes again.
-            if not isinstance(failure.value, Refused):
+            if isinstance(failure.value, RefusedForNow):
+                link.abort()
+            elif not isinstance(failure.value, Refused):
                 return
-            if len(channels) > 1:
+            elif len(channels) > 1:
                 # Because of one of them, perhaps.
                 for channel in channels:
                     self._subscribe(link, [channel])

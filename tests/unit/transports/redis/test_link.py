@@ -13,7 +13,7 @@ from twisted.python.failure import Failure
 
 from tests.unit.transports.amqp.fakes import outcomes_of
 from twistedcelery.errors import BrokerAccessRefused, BrokerUnavailable, EncodeError
-from twistedcelery.transports.connection import Refused
+from twistedcelery.transports.connection import Refused, RefusedForNow
 from twistedcelery.transports.redis.link import RedisParameters, open_link, open_subscriber
 
 
@@ -92,10 +92,13 @@ def test_the_handshake(parameters, commands):
         (b"-NOAUTH Authentication required.\r\n", BrokerAccessRefused),
         (b"-ERR DB index is out of range\r\n", BrokerAccessRefused),
         (b"-LOADING Redis is loading the dataset in memory\r\n", BrokerUnavailable),
+        (b"-CLUSTERDOWN The cluster is down\r\n", BrokerUnavailable),
+        (b"-TRYAGAIN Multiple keys request during rehashing of slot\r\n", BrokerUnavailable),
+        (b"-ERR max number of clients reached\r\n", BrokerUnavailable),
     ],
 )
 def test_a_handshake_that_is_refused(reply, error):
-    """Waiting helps only while Redis is loading; the connection is dropped."""
+    """Waiting helps only where the trouble may pass; the connection is dropped."""
     server = Server(password="secret")
     server.say(reply)
     assert type(server.outcome[0]) is error
@@ -190,6 +193,20 @@ def test_a_silent_server_is_given_up():
     assert "no answer to a PING for 10 s" in str(told[0])
 
 
+def test_an_error_is_an_answer_to_a_ping():
+    """A Redis that cannot write to its disk is not given up, from the handshake on: it can be read from."""
+    server = Server(check_interval=10)
+    server.say(b"+OK\r\n")
+    server.say(b"-MISCONF Redis is configured to save RDB snapshots\r\n")
+    assert len(server.outcome) == 1
+    server.heard()
+    for _ in range(3):
+        server.clock.advance(10)
+        assert server.heard() == sent("PING")
+        server.say(b"-MISCONF Redis is configured to save RDB snapshots\r\n")
+    assert not server.aborted
+
+
 def test_subscriptions():
     """Messages go to who asked for them, also between the answers to subscriptions."""
     server = Server(open_subscriber)
@@ -233,19 +250,50 @@ def test_a_master_is_wanted(opener, reply, error):
         assert error in str(outcome)
 
 
-@pytest.mark.parametrize("master", [True, False])
-def test_a_master_that_has_become_a_replica(master):
-    """Its refusal to write ends the link, where the master is to be followed."""
-    server = Server(master=master)
+@pytest.mark.parametrize(
+    ("reply", "passes"),
+    [
+        (b"-READONLY You can't write against a read only replica.", True),
+        (b"-NOREPLICAS Not enough good replicas to write.", True),
+        (b"-BUSY Redis is busy running a script.", True),
+        (b"-ERR max number of clients reached", True),
+        (b"-BUSYGROUP Consumer Group name already exists", False),
+        (b"-OOM command not allowed when used memory > 'maxmemory'.", False),
+        (b"-WRONGTYPE Operation against a key holding the wrong kind of value", False),
+        (b"-ERR unknown command", False),
+    ],
+)
+def test_refusals_that_may_pass(reply, passes):
+    """They are told apart, and the link stays."""
+    server = Server()
     for _ in range(2):
         server.say(b"+OK\r\n")
-    if master:
-        server.say(b"*3\r\n$6\r\nmaster\r\n:0\r\n*0\r\n")
     (link,) = server.outcome
     outcome = outcomes_of(link.ask(("SET", "key", "value")))
-    server.say(b"-READONLY You can't write against a read only replica.\r\n")
-    assert isinstance(outcome[0], Refused)
-    assert server.aborted == master
+    server.say(reply + b"\r\n")
+    assert type(outcome[0]) is (RefusedForNow if passes else Refused)
+    assert not server.aborted
+
+
+@pytest.mark.parametrize(
+    ("commands", "replies", "partly"),
+    [
+        (["SADD", "LPUSH"], [b"-MISCONF no", b"-MISCONF no"], False),
+        (["LPUSH", "LPUSH"], [b":1", b"-MISCONF no"], True),
+        (["MULTI", "SADD", "EXEC"], [b"+OK", b"-MISCONF no", b"-EXECABORT no"], False),
+        (["MULTI", "GET", "SADD", "EXEC"], [b"+OK", b"+QUEUED", b"-MISCONF no", b"-EXECABORT no"], False),
+    ],
+)
+def test_commands_of_which_some_were_carried_out(commands, replies, partly):
+    """The refusal says so; what was in a transaction was not carried out."""
+    server = Server()
+    for _ in range(2):
+        server.say(b"+OK\r\n")
+    (link,) = server.outcome
+    outcome = outcomes_of(link.send([(command,) for command in commands]))
+    for reply in replies:
+        server.say(reply + b"\r\n")
+    assert outcome[0].partly == partly
 
 
 def test_several_subscriptions_at_once():
