@@ -12,7 +12,7 @@ from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
 from tests.unit.transports.amqp.fakes import outcomes_of
-from twistedcelery.errors import BrokerAccessRefused, BrokerUnavailable
+from twistedcelery.errors import BrokerAccessRefused, BrokerUnavailable, EncodeError
 from twistedcelery.transports.connection import Refused, RefusedForNow
 from twistedcelery.transports.redis.link import RedisParameters, open_link, open_subscriber
 
@@ -45,9 +45,6 @@ class Server:
 
     def say(self, data: bytes) -> None:
         self.protocol.dataReceived(data)
-        # txredisapi goes on behind a value in the next turn.
-        for _ in range(10):
-            self.clock.advance(0)
 
     def hang_up(self) -> None:
         self.protocol.connectionLost(Failure(ConnectionDone()))
@@ -157,7 +154,7 @@ def test_a_transaction(replies, problem):
     outcome = outcomes_of(server.ready().send([("MULTI",), ("LPUSH", "q", "x"), ("EXEC",)]))
     server.say(replies)
     if problem is None:
-        assert outcome == [["OK", "QUEUED", [1]]]
+        assert outcome == [[b"OK", b"QUEUED", [1]]]
     else:
         assert isinstance(outcome[0], Refused)
         assert str(outcome[0]) == problem
@@ -297,3 +294,55 @@ def test_commands_of_which_some_were_carried_out(commands, replies, partly):
     for reply in replies:
         server.say(reply + b"\r\n")
     assert outcome[0].partly == partly
+
+
+def test_several_subscriptions_at_once():
+    """Each channel has a reply; where the user may not subscribe to one of them, there is one for all."""
+    server = Server(open_subscriber)
+    link = server.ready()
+    link.on_message(lambda _channel, _payload: None)
+    both, alive = outcomes_of(link.subscribe(b"a", b"b")), outcomes_of(link.ask(("PING",)))
+    server.say(b"*3\r\n$9\r\nsubscribe\r\n$1\r\na\r\n:1\r\n")
+    assert not both
+    server.say(b"*3\r\n$9\r\nsubscribe\r\n$1\r\nb\r\n:2\r\n*2\r\n$4\r\npong\r\n$0\r\n\r\n")
+    assert both
+    assert alive
+    refused, alive = outcomes_of(link.subscribe(b"a", b"c")), outcomes_of(link.ask(("PING",)))
+    server.say(b"-NOPERM no\r\n*2\r\n$4\r\npong\r\n$0\r\n\r\n")
+    assert isinstance(refused[0], Refused)
+    assert alive == [[b"pong", b""]]
+
+
+@pytest.mark.parametrize(
+    ("data", "words"), [(b"HTTP/1.1 400\r\n", "does not speak"), (b":5\r\n", "was not asked")]
+)
+def test_a_server_that_is_no_redis(data, words):
+    """It is given up, and the reason is told."""
+    server = Server()
+    link = server.ready()
+    told: list[Any] = []
+    link.on_lost(told.append)
+    server.say(data)
+    assert server.aborted
+    server.say(b"+OK\r\n")
+    server.hang_up()
+    assert words in str(told[0])
+
+
+def test_what_cannot_be_sent():
+    """It fails alone."""
+    link = Server().ready()
+    assert isinstance(outcomes_of(link.ask(("GET", "\ud800")))[0], EncodeError)
+
+
+def test_a_command_that_was_given_up():
+    """Its reply comes all the same, and is nobody else's."""
+    server = Server()
+    link = server.ready()
+    first, second = link.ask(("GET", "a")), outcomes_of(link.ask(("GET", "b")))
+    outcomes_of(first)
+    first.cancel()
+    server.say(b"$1\r\n1\r\n")
+    assert not second
+    server.say(b"$1\r\n2\r\n")
+    assert second == [b"2"]
