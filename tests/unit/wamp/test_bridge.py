@@ -22,6 +22,7 @@ from twistedcelery import (
     TaskFailure,
     Unroutable,
 )
+from twistedcelery.wamp.bridge import PING_TIMEOUT
 from twistedcelery.wamp.task_ids import TaskIds
 
 
@@ -334,3 +335,28 @@ def test_the_limit_of_one_caller(setup):
     assert not one.bridge._in_flight._by_session
     one.call("app.add", 1, 2)
     assert len(one.client.sent) == 4
+
+
+@pytest.mark.parametrize(
+    ("answer", "workers"),
+    [
+        ([], "0 workers online"),
+        ([{"w1": {"ok": "pong"}}], "1 worker online"),
+        ([{"w1": {"ok": "pong"}}, {"w2": {"ok": "pong"}}], "2 workers online"),
+        (None, "the broker has not answered yet"),
+        (BrokerUnavailable("no"), "its workers cannot be counted: no"),
+    ],
+)
+def test_what_is_served_is_logged(answer, workers, setup, said):
+    """One line has the tasks that callers can call, the application, the bridge's name and its workers."""
+    one = setup()
+    one.bridge.announce({"celery.app.add", "celery.app.bound", "celery_api.tasks"}, "bridge@realm1")
+    name, _, kwargs, _, waiting = one.client.control.sent[-1]
+    assert (name, kwargs) == ("ping", {"timeout": PING_TIMEOUT})
+    if answer is None:
+        one.clock.advance(2 * PING_TIMEOUT)
+    elif isinstance(answer, Exception):
+        waiting.errback(answer)
+    else:
+        waiting.callback(answer)
+    assert said[-1] == (f"the bridge serves 2 tasks of 'app' (prefix celery) as bridge@realm1; {workers}")

@@ -80,6 +80,10 @@ def _log_to_stderr() -> None:
     # Their types do not declare the interfaces that they provide.
     observer: Any = textFileLogObserver(sys.stderr)
     level: Any = LogLevelFilterPredicate(defaultLogLevel=LogLevel.info)
+    # Autobahn logs several lines for each connection that fails or ends. The reason is in the bridge's own.
+    level.setLogLevelForNamespace("autobahn.twisted.websocket", LogLevel.critical)
+    level.setLogLevelForNamespace("twistedcelery.wamp.session.CeleryBridge", LogLevel.error)
+    level.setLogLevelForNamespace("twisted.internet.base", LogLevel.warn)
     filtered: Any = FilteringLogObserver(observer, [level])
     globalLogBeginner.beginLoggingTo([filtered], redirectStandardIO=False)
 

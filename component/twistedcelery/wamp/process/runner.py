@@ -28,11 +28,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Runner"]
 
-#: Seconds for the TCP connection, and again for the WebSocket handshake.
+#: Seconds for the TCP connection.
 CONNECT_TIMEOUT = 10.0
 
+#: Seconds for the WebSocket handshake.
+HANDSHAKE_TIMEOUT = 5.0
+
 _WEBSOCKET_OPTIONS = {
-    "openHandshakeTimeout": CONNECT_TIMEOUT,
+    "openHandshakeTimeout": HANDSHAKE_TIMEOUT,
     # Crossbar's default, in both directions.
     "maxMessagePayloadSize": 16 * 1024 * 1024,
     "maxFramePayloadSize": 0,
@@ -96,9 +99,15 @@ class Runner:
 
     def _make(self) -> CeleryBridge:
         session = CeleryBridge(self._config, self._reactor)
-        session.on(  # type: ignore[no-untyped-call]  # it has no types
-            "join", lambda *_: self._client.joined(self._config.realm)
-        )
+
+        def ready(_: object) -> None:
+            if session.is_serving:
+                self._client.joined(self._config.realm)
+
+        # This method has no types.
+        observe: Any = session.on
+        observe("ready", ready)
+        observe("leave", lambda *_: self._client.answered())
         return session
 
 
