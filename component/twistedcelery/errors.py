@@ -10,7 +10,7 @@
     │   ├── InvalidCall               the arguments or options are not what Celery takes
     │   │   └── QueueNotFound         the queue is not configured, and none may be made
     │   ├── EncodeError               the arguments cannot be serialised
-    │   ├── BrokerUnavailable         no connection to the broker in time; nothing was sent
+    │   ├── BrokerUnavailable         no broker that takes messages in time; nothing was sent
     │   │   └── BrokerAccessRefused   the broker refused the credentials or the virtual host
     │   ├── Unroutable                the broker has no queue for the task
     │   ├── PublishRejected           the broker refused the message
@@ -111,7 +111,7 @@ class EncodeError(PublishError, kombu.exceptions.EncodeError):
 
 
 class BrokerUnavailable(PublishError, kombu.exceptions.OperationalError):
-    """There was no connection to the broker within the time allowed. Nothing was sent."""
+    """There was no broker that takes messages within the time allowed. Nothing was sent."""
 
 
 class BrokerAccessRefused(BrokerUnavailable):

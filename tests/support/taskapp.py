@@ -43,6 +43,7 @@ RESULTS: dict[str, Any] = {
     "surrogate": "\ud800",
     "nul key": {"\0": 1},
     "deep": functools.reduce(lambda value, _: [value], range(200), 1),
+    "mark": {"__type__": "nothing", "__value__": 1},
     "integer keys": {1: "one", 2: "two"},
     "nul string": "\0binary",
     "17 MiB": "x" * (17 * 1024 * 1024),
@@ -125,6 +126,10 @@ def report(self: Task[..., Any], kind: str) -> Any:
     return RESULTS[kind]
 
 
+def items(count: int) -> list[int]:
+    return [0] * count
+
+
 def touch(path: str) -> str:
     """Append a line to a file, so that a test sees how often the task ran."""
     with Path(path).open("a") as file:
@@ -152,7 +157,7 @@ def create_app(broker: str, backend: str, **config: Any) -> Celery:
     # Waiting forever for a broker that is not there would hide the reason of a failed test.
     new.conf.update(broker_connection_retry_on_startup=False, result_expires=600)
     new.conf.update(config)
-    for function in (add, echo, fail, fail_unrebuildable, sleep, odd, touch):
+    for function in (add, echo, fail, fail_unrebuildable, sleep, odd, items, touch):
         new.task(function, name=f"taskapp.{function.__name__}")
     for function in (countdown, report, retry_once, custom_state, send_progress, request_info):
         new.task(function, name=f"taskapp.{function.__name__}", bind=True)

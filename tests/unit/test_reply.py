@@ -313,6 +313,35 @@ def test_compression_that_is_none(compression, body):
         decode(body=body, compression=compression)
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"__type__": "nothing", "__value__": 1},
+        {"__type__": [], "__value__": 1},
+        {"__type__": "datetime", "__value__": "yesterday"},
+        {"__type__": "uuid", "__value__": None},
+        {"a": [{"__type__": "decimal", "__value__": "x"}], "b": 1},
+    ],
+)
+def test_a_mark_that_is_none(value):
+    """Kombu's JSON encodes it and refuses to decode it: it stays what the task returned, or reported."""
+    for status in ("SUCCESS", "PROGRESS"):
+        meta = {**META, "status": status, "result": value}
+        assert decode(meta) == meta
+        assert FailingBackend(bare_app()).decode(json.dumps(meta)) == meta
+    beside = {"right": {"__type__": "bytes", "__value__": "x"}, "wrong": value}
+    assert decode({**META, "result": beside})["result"] == {"right": b"x", "wrong": value}
+
+
+def test_a_mark_that_is_none_in_a_compressed_state():
+    """Celery's backends compress a stored state as a whole."""
+    compress = pytest.importorskip("celery.backends.base").__dict__.get("compress_payload")
+    if compress is None:
+        pytest.skip("this Celery does not compress stored states")
+    meta = {**META, "result": {"__type__": "nothing", "__value__": 1}}
+    assert FailingBackend(bare_app()).decode(compress(json.dumps(meta), "zlib")) == meta
+
+
 # Settings
 
 

@@ -12,16 +12,20 @@ import lzma
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any, Protocol
 
 import celery.exceptions
 import kombu.exceptions
 from celery import states
+from celery.backends import base
 from celery.exceptions import Ignore, Reject
 from celery.utils.saferepr import saferepr
 from celery.utils.serialization import create_exception_cls
 from kombu.serialization import loads
+from kombu.utils import json
+from kombu.utils.json import object_hook
 from twisted.python.failure import Failure
 
 from twistedcelery.encoding.app_view import OfflineBackend
@@ -42,6 +46,11 @@ __all__ = [
 #: States after which nothing follows. Celery's ``READY_STATES`` lacks the two that no backend
 #: stores but that a worker may report.
 FINAL_STATES = frozenset({*states.READY_STATES, states.IGNORED, states.REJECTED})
+
+_JSON = "application/json"
+
+#: Opens a compressed state, and returns others as they are. Celery 5.7 began with it.
+_decompressed: Callable[[Any], Any] = getattr(base, "decompress_payload", lambda payload: payload)
 
 #: What a compressed reply may grow to, in bytes.
 MAX_REPLY_BYTES = 256 * 1024 * 1024
@@ -80,12 +89,45 @@ def check_meta(meta: Any) -> Mapping[str, Any]:
     raise ValueError(f"{type(meta).__name__}, not a task result: a mapping with 'status' and 'result'")
 
 
-class FailureBackend:
-    """A result backend whose failed tasks always have an exception; mix it into one of Celery's.
+def _tolerant(decode: Callable[[Any], Any], body: Any, content_type: str | None) -> Any:
+    """Decode what a worker has sent, also with marks that are none.
 
-    Celery's own raises where what is stored is no exception. For a class that cannot be made again it
-    gives an exception of another name or module.
+    A task may return ``{"__type__": "x", "__value__": 1}``, which kombu's JSON encodes as it is and refuses
+    to decode. Then it stays what the task returned.
+
+    :param decode: kombu's or Celery's way
     """
+    try:
+        return decode(body)
+    except kombu.exceptions.ContentDisallowed:
+        raise
+    except Exception:
+        if content_type == _JSON:
+            # What is no JSON at all fails again; the first error is the better one.
+            with suppress(Exception):
+                return json.loads(_decompressed(body), object_hook=_as_it_was_sent)
+        raise
+
+
+def _as_it_was_sent(mapping: dict[str, Any]) -> Any:
+    try:
+        return object_hook(mapping)
+    except Exception:
+        # A mark that kombu does not know, or whose value does not fit it.
+        return mapping
+
+
+class FailureBackend:
+    """A result backend that reads whatever a worker can store; mix it into one of Celery's.
+
+    Celery's own raises where what is stored for a failed task is no exception, or where a value has a mark
+    that kombu's JSON does not know. For a class that cannot be made again it gives an exception of another
+    name or module.
+    """
+
+    def decode(self, payload: Any) -> Any:
+        """As Celery's, with marks that cannot be decoded left as they are."""
+        return _tolerant(super().decode, payload, self.content_type)  # type: ignore[misc, attr-defined]
 
     def meta_from_decoded(self, meta: Any) -> Any:
         """Put the exception into a result meta."""
@@ -196,7 +238,16 @@ class ReplyDecoder:
             body = self._decompress(body, compression)
         try:
             with limited_recursion():
-                meta = loads(body, content_type, content_encoding, accept=self._backend.accept)
+                meta = _tolerant(
+                    partial(
+                        loads,
+                        content_type=content_type,
+                        content_encoding=content_encoding,
+                        accept=self._backend.accept,
+                    ),
+                    body,
+                    content_type,
+                )
         except kombu.exceptions.ContentDisallowed as error:
             accepted = ", ".join(sorted(self._backend.accept))
             raise ReplyNotAccepted(

@@ -8,10 +8,11 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, Generic, Self, TypeVar
 
 from twisted.internet.defer import CancelledError, Deferred, fail
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from twistedcelery._types import Clock, Timer
@@ -29,6 +30,8 @@ from twistedcelery.transports.connection import Connection, Link, State
 from twistedcelery.transports.deadlines import Deadlines
 
 __all__ = ["TURN_BUDGET", "Publication", "QueuedPublisher"]
+
+_log = Logger()
 
 #: Seconds of a reactor turn that sending what waited may take: thousands may wait for a link.
 TURN_BUDGET = 0.004
@@ -90,17 +93,64 @@ class Publication:
         self.fail(error)
 
 
+class _Line:
+    """Messages that wait to be sent, first to last.
+
+    :ivar size: the bytes of their bodies
+    """
+
+    def __init__(self) -> None:
+        self.size = 0
+        # Messages that end early are taken out, so that it does not fill up while the broker is away.
+        self._publications: OrderedDict[Publication, None] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._publications)
+
+    def __iter__(self) -> Iterator[Publication]:
+        return iter(self._publications)
+
+    def append(self, publication: Publication) -> None:
+        """Put a message behind all others."""
+        self._publications[publication] = None
+        self.size += len(publication.message.body)
+
+    def prepend(self, publications: Sequence[Publication]) -> None:
+        """Put messages, none of which waits, before all others."""
+        for publication in reversed(publications):
+            self.append(publication)
+            self._publications.move_to_end(publication, last=False)
+
+    def pop(self) -> Publication:
+        """Take the first one out."""
+        publication, _ = self._publications.popitem(last=False)
+        self.size -= len(publication.message.body)
+        return publication
+
+    def discard(self, publication: Publication) -> None:
+        """Take a message out, if it is there."""
+        if publication in self._publications:
+            del self._publications[publication]
+            self.size -= len(publication.message.body)
+
+    def clear(self) -> None:
+        """Take all out."""
+        self._publications.clear()
+        self.size = 0
+
+
 class QueuedPublisher(ABC, Generic[L, K]):
     """A `twistedcelery.transports.interface.Publisher` over one connection.
 
-    Messages wait, bounded in number and time, while there is no link, and while the broker is
-    slow to confirm. When a link is lost, what was not sent yet waits for the next one. What was
-    sent and not confirmed fails with `PublishUnconfirmed`, unless its caller allowed it to be
-    sent again.
+    Messages wait, bounded in number, bytes and time, while there is no link, while the broker takes no
+    messages, and while it is slow to confirm. When a link is lost, what was not sent yet waits for the
+    next one. What was sent and not confirmed fails with `PublishUnconfirmed`, unless its caller allowed
+    it to be sent again.
 
     :param reactor: for time
     :param publish_timeout: seconds for the broker to take a message that sets no limit of its own
     :param max_waiting: messages that may wait to be sent
+    :param max_waiting_bytes: past so many bytes of bodies, no more messages may wait
     :param max_unconfirmed: messages that may be sent and not confirmed
     :param clock: seconds of real time
     """
@@ -110,6 +160,7 @@ class QueuedPublisher(ABC, Generic[L, K]):
         reactor: Clock,
         publish_timeout: float,
         max_waiting: int = 50_000,
+        max_waiting_bytes: int = 2**26,
         max_unconfirmed: int = 5_000,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
@@ -118,14 +169,16 @@ class QueuedPublisher(ABC, Generic[L, K]):
         self._pump_turn: Timer | None = None
         self._publish_timeout = publish_timeout
         self._max_waiting = max_waiting
+        self._max_waiting_bytes = max_waiting_bytes
         self._max_unconfirmed = max_unconfirmed
         self._deadlines: Deadlines[Publication] = Deadlines(reactor, self._expired)
-        # Ordered sets. Messages that end early are taken out, so that the sets do not fill up while the
-        # broker is away. Those in the second one need something of the broker before they are sent.
-        self._waiting: OrderedDict[Publication, None] = OrderedDict()
+        self._waiting = _Line()
+        # An ordered set: these need something of the broker before they are sent.
         self._preparing: dict[Publication, None] = {}
         self._unconfirmed: dict[K, Publication] = {}
         self._reason: BrokerUnavailable | None = None
+        #: Why the broker takes no messages, though there is a link.
+        self._blocked: str | None = None
         self._connection: Connection[L]
 
     def use(self, connection: Connection[L]) -> Self:
@@ -136,7 +189,7 @@ class QueuedPublisher(ABC, Generic[L, K]):
     @property
     def connected(self) -> bool:
         """Whether a message published now would go out at once."""
-        return self._connection.state is State.UP
+        return self._connection.state is State.UP and self._blocked is None
 
     def publish(self, message: OutgoingMessage) -> Deferred[None]:
         """As `twistedcelery.transports.interface.Publisher.publish`."""
@@ -146,11 +199,17 @@ class QueuedPublisher(ABC, Generic[L, K]):
             return fail(
                 Overloaded(f"{self._max_waiting} messages already wait for the broker; try again later")
             )
+        if self._waiting.size >= self._max_waiting_bytes:
+            return fail(
+                Overloaded(
+                    f"messages with {self._waiting.size} bytes already wait for the broker; try again later"
+                )
+            )
         publication = Publication(message, self._withdraw)
         allowed = message.confirm_timeout
         self._deadlines.add(self._publish_timeout if allowed is None else allowed, publication)
         if self._waiting or not self._has_room():
-            self._waiting[publication] = None
+            self._waiting.append(publication)
             self._connection.start()
         else:
             self._dispatch(publication)
@@ -200,14 +259,31 @@ class QueuedPublisher(ABC, Generic[L, K]):
         self._reason = None
         self._pump()
 
+    def link_blocked(self, why: str) -> None:
+        """Write nothing more to the link until `link_unblocked`: what was written could not be withdrawn.
+
+        :param why: completes "it was not sent: ..."
+        """
+        if self._blocked is None:
+            _log.warn("messages wait: {why}", why=why)
+        self._blocked = why
+
+    def link_unblocked(self) -> None:
+        """Send what waits."""
+        if self._blocked is not None:
+            self._blocked = None
+            _log.info("the broker takes messages again")
+            self._pump()
+
     def connection_lost(self, reason: BrokerUnavailable) -> None:
         """Settle, or keep for the next link, what the lost one leaves."""
         self._reason = reason
+        self._blocked = None
         self._let_go()
         sent = [publication for publication in self._unconfirmed.values() if not publication.settled]
         self._unconfirmed.clear()
         again = [publication for publication in sent if publication.message.resend]
-        self._wait_first([*again, *self._preparing])
+        self._waiting.prepend([*again, *self._preparing])
         self._preparing.clear()
         for publication in sent:
             if not publication.message.resend:
@@ -241,20 +317,14 @@ class QueuedPublisher(ABC, Generic[L, K]):
             if self._clock() >= turn_ends:
                 self._pump_turn = self._reactor.callLater(0, self._pump_on)
                 return
-            publication, _ = self._waiting.popitem(last=False)
-            self._dispatch(publication)
+            self._dispatch(self._waiting.pop())
 
     def _pump_on(self) -> None:
         self._pump_turn = None
         self._pump()
 
-    def _wait_first(self, publications: Sequence[Publication]) -> None:
-        for publication in reversed(publications):
-            self._waiting[publication] = None
-            self._waiting.move_to_end(publication, last=False)
-
     def _withdraw(self, publication: Publication) -> None:
-        self._waiting.pop(publication, None)
+        self._waiting.discard(publication)
         self._preparing.pop(publication, None)
 
     def _expired(self, publication: Publication) -> None:
@@ -262,5 +332,5 @@ class QueuedPublisher(ABC, Generic[L, K]):
         if publication.sent:
             publication.fail(publication.unconfirmed("the confirmation did not come in time"))
             return
-        why = self._reason or "it is connected, but takes no messages"
+        why = self._reason or self._blocked or "it is connected, but takes no messages"
         publication.fail(BrokerUnavailable(f"{publication} was not sent: {why}"))

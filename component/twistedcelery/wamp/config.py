@@ -67,6 +67,7 @@ class Configuration:
     :ivar invoke: WAMP's registration policy
     :ivar max_in_flight: tasks in flight at once
     :ivar max_in_flight_per_caller: tasks of one WAMP session in flight at once; ``None``: no limit
+    :ivar max_items: items that the arguments of a call, its result or a progress meta may have in all
     :ivar drain_timeout: seconds for the calls in flight to end when the bridge stops
     :ivar publish_timeout: seconds for the broker to take a task
     :ivar call_timeout: seconds a call may wait for its result; ``None``: for ever
@@ -93,6 +94,7 @@ class Configuration:
     invoke: str = "roundrobin"
     max_in_flight: int = 1000
     max_in_flight_per_caller: int | None = None
+    max_items: int = 20_000
     drain_timeout: float = 10.0
     publish_timeout: float = 10.0
     call_timeout: float | None = None
@@ -273,6 +275,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "invoke": _one_of("single", "first", "last", "roundrobin", "random"),
     "max_in_flight": _count,
     "max_in_flight_per_caller": lambda key, value: None if value is None else _count(key, value),
+    "max_items": _count,
     "drain_timeout": _seconds,
     "publish_timeout": _seconds,
     "call_timeout": _seconds_or_none,

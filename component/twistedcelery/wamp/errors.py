@@ -7,12 +7,12 @@
 ``revoked``                  the task was revoked, by the caller or another client
 ``timeout``                  the result did not come within ``call_timeout``
 ``unknown_task``             no such task is exposed, or no worker knows it
-``invalid_arguments``        the arguments do not fit the task, or cannot be serialised
+``invalid_arguments``        the arguments do not fit the task, or cannot be sent
 ``not_allowed``              an option of ``celery_options`` that the configuration does not allow
 ``broker_unavailable``       the task did not reach a queue, or its result cannot be had
 ``overloaded``               too many calls are in flight; try again later
 ``worker_lost``              the worker's process died while it ran the task
-``result_unencodable``       the task succeeded, and WAMP cannot carry its result
+``result_unencodable``       the task succeeded, and its result cannot be sent
 ``result_lost``              no worker and no queue has the task any more
 ===========================  =========================================================================
 
@@ -129,10 +129,10 @@ class CallErrors:
         # Not one of the library's errors, so a defect: its text may contain anything.
         return self.make("broker_unavailable", f"the call failed: {type(error).__name__}", **details)
 
-    def unencodable(self, error: Unencodable, task_id: str | None = None) -> ApplicationError:
-        """Make the error of a result that WAMP cannot carry."""
+    def unencodable(self, reason: Unencodable | str, task_id: str | None = None) -> ApplicationError:
+        """Make the error of a result that WAMP cannot carry, or that the configuration does not allow."""
         details = {} if task_id is None else {"task_id": task_id}
-        return self.make("result_unencodable", f"the result cannot be sent: {error}", **details)
+        return self.make("result_unencodable", f"the result cannot be sent: {reason}", **details)
 
 
 def _first_line(kind: type[Exception]) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import time
 
 import pytest
 import pytest_twisted
-from twisted.internet.defer import gatherResults
 from twisted.internet.threads import deferToThread
 
 import twistedcelery
@@ -88,21 +88,31 @@ async def test_retry_true_sends_again_under_the_same_id(rabbitmq_node, worker, n
 
 @pytest.mark.timeout(120)
 @pytest_twisted.ensureDeferred
-async def test_a_broker_under_a_memory_alarm(rabbitmq_node, worker, new_client):
-    """Publishing is bounded in time while the broker blocks it, and goes on afterwards."""
+async def test_a_broker_under_a_memory_alarm(rabbitmq_node, worker, new_client, tmp_path):
+    """Once the broker has said so, messages wait unsent: they can be withdrawn, and expire for certain."""
     url = rabbitmq_node.broker.url
-    await deferToThread(worker, broker=url)
-    tx_app = new_client(create_app(url, "rpc://"))
+    await deferToThread(worker, broker=url, pool="threads", concurrency=4)
+    tx_app = new_client(create_app(url, "rpc://"), publish_timeout=30)
+    ran = tmp_path / "ran"
+    touch = functools.partial(tx_app.send_task, "taskapp.touch", args=(str(ran),))
     assert await tx_app.send_task("taskapp.add", args=(0, 0)) == 0
     await deferToThread(rabbitmq_node.broker.block_publishers)
-    blocked = await all_outcomes(
-        [tx_app.send_task("taskapp.add", args=(n, 0), confirm_timeout=0.5) for n in range(10)]
-    )
-    assert {type(error) for error in blocked} == {twistedcelery.PublishUnconfirmed}
+    # RabbitMQ says so when something is published.
+    first = touch()
+    await until(lambda: not tx_app.broker_connected, what="the client knows of the alarm")
+    expiring = [touch(confirm_timeout=0.5) for _ in range(200)]
+    cancelled = [touch() for _ in range(50)]
+    for call in cancelled:
+        call.cancel()
+    waiting = [touch() for _ in range(20)]
+    for error in await all_outcomes(expiring):
+        assert type(error) is twistedcelery.BrokerUnavailable
+        assert "out of memory or disk space (it says 'low on memory')" in str(error)
+    assert {type(error) for error in await all_outcomes(cancelled)} == {twistedcelery.CallCancelled}
     await deferToThread(rabbitmq_node.broker.unblock_publishers)
-    assert await gatherResults([tx_app.send_task("taskapp.add", args=(n, 0)) for n in range(10)]) == list(
-        range(10)
-    )
+    assert await all_outcomes([first, *waiting]) == [str(ran)] * 21
+    assert ran.read_text().count("ran") == 21
+    assert tx_app.connected
 
 
 @pytest.mark.timeout(120)

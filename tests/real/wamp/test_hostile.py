@@ -87,6 +87,45 @@ async def test_nan(serializer, router, bridge, client):
     assert ended == running.uri("error.result_unencodable")
 
 
+@pytest_twisted.ensureDeferred
+async def test_what_a_worker_cannot_decode(router, bridge, client):
+    """It would be dropped without a reply. The caller is told instead, and no task is in flight."""
+    from twisted.internet import reactor
+
+    running, hostile, caller = await bridge(router.url), await client(router.url), await client(router.url)
+    marks = [{"__type__": "nothing", "__value__": 1}, {"__type__": "datetime", "__value__": "2020-01-01"}]
+    ended = set()
+    async with undisturbed(running, caller):
+        for mark in marks:
+            calls = [
+                hostile.call(running.uri("taskapp.echo"), mark),
+                hostile.call(running.uri("taskapp.echo"), x=[{"y": mark}]),
+                hostile.call(running.api("submit"), "taskapp.echo", [mark]),
+            ]
+            ended.update([await outcome(call.addTimeout(10, reactor)) for call in calls])
+    assert ended == {running.uri("error.invalid_arguments")}
+    status = await caller.call(running.api("status"))
+    assert (status["in_flight"], status["totals"]) == (0, {"sent": 2, "succeeded": 2})
+
+
+@pytest.mark.parametrize(
+    "value",
+    [[1] * 1_000_000, {str(number): 0 for number in range(100_000)}, [[]] * 1_000_000],
+    ids=["integers", "keys", "lists"],
+)
+@pytest_twisted.ensureDeferred
+async def test_a_million_items(value, router, bridge, client):
+    """Arguments and results of so many items are refused, and cost nobody else their turn."""
+    running, caller = await bridge(router.url), await client(router.url)
+    hostile = await client(router.url, "msgpack")
+    async with undisturbed(running, caller):
+        arguments = await outcome(hostile.call(running.uri("taskapp.echo"), value))
+        result = await outcome(hostile.call(running.uri("taskapp.items"), 20_001))
+        assert len(await hostile.call(running.uri("taskapp.items"), 20_000)) == 20_000
+    assert arguments == running.uri("error.invalid_arguments")
+    assert result == running.uri("error.result_unencodable")
+
+
 @pytest.mark.parametrize(
     "options", [None, 1, "x", [], {"countdown": -1}, {"task_id": "x"}, {"producer": 1}, {"link": []}, {"": 1}]
 )

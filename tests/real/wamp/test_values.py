@@ -22,7 +22,7 @@ CARRIED: dict[str, Any] = {
     "bytes": b"\x89PNG",
     "tuple": [1, [2, 3]],
     "integer keys": {"1": "one", "2": "two"},
-    **{kind: RESULTS[kind] for kind in ("largest", "smallest", "float", "text", "nul key")},
+    **{kind: RESULTS[kind] for kind in ("largest", "smallest", "float", "text", "nul key", "mark")},
 }
 #: Values that Celery's own JSON does not carry, or that take too long for a table.
 ELSEWHERE = {"object", "17 MiB"}

@@ -119,6 +119,18 @@ def test_ends_that_the_backend_tells(failure, stored, uri, setup):
     assert error.kwargs.get("traceback") == (stored or {}).get("traceback")
 
 
+def test_a_result_of_too_many_items(setup):
+    """A value that the bridge would not send to the task's own caller is not sent by id either."""
+    one = setup(max_items=10)
+    keep(one)
+    answers = [one.call("celery_api.result", NOBODYS) for _ in range(2)]
+    for asked, items in zip(one.client.results[NOBODYS].asked, (10, 11), strict=True):
+        asked.callback([0] * items)
+    assert result_of(answers[0]) == [0] * 10
+    error = error_of(answers[1])
+    assert (error.error, error.kwargs) == ("celery.error.result_unencodable", {"task_id": NOBODYS})
+
+
 def test_a_backend_that_does_not_answer(setup):
     """A backend failure is an error, not PENDING."""
     one = setup()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import Any
 
 import pytest
@@ -207,6 +208,30 @@ def test_a_call_in_time_leaves_no_timer(setup):
     one.last.finish(success(3))
     assert result_of(answer) == 3
     assert one.clock.getDelayedCalls() == []
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ({"a": {"__type__": "datetime", "__value__": "2020-01-01"}}, "['a'] has the keys '__type__' and"),
+        (reduce(lambda inner, _: [inner], range(101), 1), "nested deeper than 100 levels"),
+        ([0] * 200, "more than 200 items in all; max_items of the bridge's configuration"),
+    ],
+)
+def test_arguments_that_cannot_be_sent(value, says, setup):
+    """They are refused wherever they come from, and take no place."""
+    one = setup(max_items=200, allow_options=["headers"])
+    for refused in (
+        one.call("app.untyped", value),
+        one.call("app.untyped", x=value),
+        one.call("app.untyped", 1, celery_options={"headers": {"x": value}}),
+        one.call("celery_api.submit", "app.untyped", [value]),
+        one.call("celery_api.submit", "app.untyped", [], {"x": value}),
+    ):
+        error = error_of(refused)
+        assert error.error == "celery.error.invalid_arguments"
+        assert says in error.args[0]
+    assert (one.client.sent, len(one.bridge._in_flight)) == ([], 0)
 
 
 def test_max_in_flight(setup):

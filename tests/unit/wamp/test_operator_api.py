@@ -122,6 +122,7 @@ def test_a_command_is_celery_s(command, args, keywords, sent, setup):
         ("revoke", ({"a": 1},), {}, "task_id takes"),
         ("revoke", ("x" * 256,), {}, "task_id takes text of 1 to 255 bytes"),
         ("revoke", (["x" * 250] * 5000,), {}, "makes the whole take more than"),
+        ("broadcast", ("x", {"a": {"__type__": "x", "__value__": 1}}), {}, "arguments['a'] has the keys"),
         ("revoke_by_stamped_headers", ({"tenant": {"a": 1}},), {}, "headers['tenant'] takes a list of texts"),
         ("revoke_by_stamped_headers", (["a"],), {}, "headers takes an object"),
         ("query_task", ([1],), {}, "each of ids takes text"),

@@ -117,6 +117,25 @@ def test_what_cannot_be_published_is_left_out(setup):
     assert one.session.published[2][1]["result"] == 1
 
 
+def test_too_many_items(setup):
+    """A progress of too many items is dropped, a result left out; also for tasks of others."""
+    one = setup(publish_results=True, max_items=10)
+    progress: list[object] = []
+    answer = one.call("app.add", 1, 2, progress=lambda *state: progress.append(state))
+    for items in (10, 11):
+        one.last.update("PROGRESS", [0] * items)
+        one.clock.advance(1)
+    one.last.finish(success({"a": [0] * 10}))
+    assert progress == [("PROGRESS", [0] * 10)]
+    assert one.session.topics() == ["app.add.progress", "app.add.succeeded"]
+    assert "result" not in one.session.published[-1][1]
+    error = error_of(answer)
+    assert (error.error, error.kwargs["task_id"]) == ("celery.error.result_unencodable", one.last.task_id)
+    assert "more than 10 items" in error.args[0]
+    assert "max_items" in error.args[0]
+    assert one.bridge._in_flight.totals == {"sent": 1, "succeeded": 1}
+
+
 @pytest.mark.parametrize("disclosed", [True, False])
 def test_events_for_the_caller_alone(disclosed, setup):
     """Only the caller's session is eligible. Without a disclosed caller, nothing is published."""

@@ -114,6 +114,18 @@ def leading(setup: Any, trigger: Mapping[str, Any], **extra: Any) -> tuple[Any, 
     return one, one.session
 
 
+def test_arguments_that_cannot_be_sent(setup, said):
+    """An event with a mark of Celery's, or with too many items, submits nothing; the log says so."""
+    one, session = leading(setup, {"topic": "com.x", "task": "app.untyped"}, max_items=10)
+    session.listeners["com.x"]([{"__type__": "x", "__value__": 1}], {}, event("com.x"))
+    one.clock.advance(LOG_INTERVAL)
+    session.listeners["com.x"]([], {"x": [0] * 11}, event("com.x"))
+    assert one.client.sent == []
+    mark, items = (line for line in said if "submitted nothing" in line)
+    assert "args[0] has the keys" in mark
+    assert "more than 10 items" in items
+
+
 def test_an_event_submits_the_task(setup):
     """The event's arguments are the task's, whatever their names. The options come from the configuration."""
     trigger = {"topic": "com.x", "task": "app.add", "options": {"queue": "slow"}}

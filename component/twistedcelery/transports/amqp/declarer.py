@@ -59,6 +59,11 @@ class Declarer:
             self._run()
         return done
 
+    def forget(self) -> None:
+        """Declare everything again: some of it may be gone."""
+        self._declared.clear()
+        self._exchanges = {""}
+
     @inlineCallbacks
     def _run(self) -> Generator[Deferred[Any], Any, None]:
         while self._queue:

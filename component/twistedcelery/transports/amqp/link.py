@@ -66,6 +66,17 @@ class AmqpLink:
         """Call back once, when the connection has ended on either side."""
         self._protocol.when_lost(callback)
 
+    def on_blocked(self, blocked: Callable[[str], None], unblocked: Callable[[], None]) -> None:
+        """Call back each time the broker stops, and begins again, to read what is published.
+
+        RabbitMQ does so under its memory and disk alarms, on links on which something was published.
+
+        :param blocked: called with the broker's reason
+        """
+        connection = self._protocol._impl  # noqa: SLF001  # pika's plain connection: see the top of this file
+        connection.add_on_connection_blocked_callback(lambda _, frame: blocked(frame.method.reason))
+        connection.add_on_connection_unblocked_callback(lambda _, frame: unblocked())
+
     def open_channel(self) -> defer.Deferred[AmqpChannel]:
         """Open a channel. Fails with `BrokerUnavailable` when the connection is lost first."""
         try:

@@ -99,7 +99,7 @@ class RedisPublisher(QueuedPublisher[RedisLink, Publication]):
             return
         if not link.is_alive:
             # The message waits for the next link: `connection_lost` follows.
-            self._wait_first([publication])
+            self._waiting.prepend([publication])
             self._link = None
             link.abort()
             return

@@ -63,7 +63,7 @@ class CallerApi:
         self._in_flight = in_flight
         self._known = known
         self._peers = peers
-        self._backend = BackendResults(client, context.errors)
+        self._backend = BackendResults(client, context)
         self._status = status
         #: Calls of ``result`` that have no answer yet.
         self._waiting = 0

@@ -15,6 +15,7 @@ from autobahn.wamp.exception import SerializationError, TransportLost
 from autobahn.wamp.types import PublishOptions
 from twisted.logger import Logger
 
+from twistedcelery.wamp.items import TooManyItems, check_items
 from twistedcelery.wamp.uris import Uris, why_not_a_uri
 from twistedcelery.wamp.values import Unencodable, normalise
 
@@ -69,11 +70,14 @@ class TaskEvent:
         """Whether nothing follows."""
         return self.kind.is_final(self.details)
 
-    def payload(self) -> dict[str, Any]:
+    def payload(self, max_items: int) -> dict[str, Any]:
         """The keyword payload, normalised.
 
+        :param max_items: items that the details may have
+        :raise TooManyItems: if they have more
         :raise Unencodable: if WAMP cannot carry the details
         """
+        check_items(max_items, **self.details)
         payload = {
             "task_id": self.task_id,
             "task": self.task,
@@ -126,7 +130,7 @@ class EventPublisher:
             if keep and event.is_final:
                 self._kept.append(event)
             return
-        payload = _payload(event)
+        payload = _payload(event, self._config.max_items)
         if payload is None:
             return
         topic = self._uris.event(event.task, event.kind.name)
@@ -168,16 +172,16 @@ class EventPublisher:
             _log.warn("an event on {topic} was lost: {error}", topic=topic, error=type(error).__name__)
 
 
-def _payload(event: TaskEvent) -> dict[str, Any] | None:
-    """The payload, without `_VALUES` if WAMP cannot carry them; ``None`` if it cannot carry the rest."""
+def _payload(event: TaskEvent, max_items: int) -> dict[str, Any] | None:
+    """The payload, without `_VALUES` if they cannot be sent; ``None`` if the rest cannot be sent."""
     try:
-        return event.payload()
-    except Unencodable as unencodable:
-        reason = str(unencodable)
+        return event.payload(max_items)
+    except (TooManyItems, Unencodable) as error:
+        reason = str(error)
     bare = {name: value for name, value in event.details.items() if name not in _VALUES}
     try:
-        payload = replace(event, details=bare).payload()
-    except Unencodable:
+        payload = replace(event, details=bare).payload(max_items)
+    except (TooManyItems, Unencodable):
         said, payload = "cannot be published", None
     else:
         said = "is published without its values"

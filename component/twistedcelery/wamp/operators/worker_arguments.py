@@ -13,6 +13,7 @@ from typing import Any
 
 from kombu.matcher import match
 
+from twistedcelery.wamp.arguments import ArgumentsRefused, check_sendable
 from twistedcelery.wamp.values import Unencodable, normalise
 
 __all__ = ["MAX_TIMEOUT", "ArgumentError", "check_arguments"]
@@ -48,9 +49,10 @@ def check_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     :raise ArgumentError: names the argument and what it accepts
     """
     try:
+        check_sendable(_MAX_SIZE, **arguments)
         normalise(arguments, _MAX_SIZE)
-    except Unencodable as unencodable:
-        raise ArgumentError(f"the arguments cannot be sent: {unencodable}") from None
+    except (ArgumentsRefused, Unencodable) as error:
+        raise ArgumentError(f"the arguments cannot be sent: {error}") from None
     checked = dict(arguments)
     for name, value in arguments.items():
         check = _CHECKS.get(name)

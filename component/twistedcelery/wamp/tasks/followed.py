@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 from celery import states
 from twisted.internet.defer import Deferred, succeed
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from twistedcelery._deferreds import Waiters
 from twistedcelery.errors import CallCancelled, TaskFailure, TwistedCeleryError
 from twistedcelery.wamp.event_kinds import FAILED, PROGRESS, RETRIED, REVOKED, STARTED, SUCCEEDED
 from twistedcelery.wamp.events.merge import OwnTask
+from twistedcelery.wamp.items import TooManyItems, check_items
 from twistedcelery.wamp.values import describe_exception, plain_text
 
 if TYPE_CHECKING:
@@ -32,6 +34,8 @@ UNDELIVERED = "undelivered"
 
 #: The library's state of a call whose queue no worker consumes. It is for the caller, and no event.
 WAITING = "WAITING"
+
+_log = Logger()
 
 
 class FollowedTask:
@@ -122,6 +126,15 @@ class FollowedTask:
     def _updated(self, state: str, meta: Any) -> None:
         self._confirm_sent()
         self.state = state
+        try:
+            check_items(self._config.max_items, meta=meta)
+        except TooManyItems as error:
+            _log.warn(
+                "a progress of {task} is not sent: it has {error}",
+                task=self._call.task_name,
+                error=str(error),
+            )
+            return
         if state == STARTED.state:
             self._since = self._clock.seconds()
             self._events.publish(STARTED, {})
@@ -136,10 +149,16 @@ class FollowedTask:
 
     def _succeeded(self, value: Any) -> None:
         details: dict[str, Any] = {"runtime": max(0.0, self._clock.seconds() - self._since)}
-        if self._config.publish_results:
-            details["result"] = value
+        outcome: Any = value
+        try:
+            check_items(self._config.max_items, result=value)
+        except TooManyItems as error:
+            outcome = Failure(self._errors.unencodable(f"it has {error}", self.task_id))
+        else:
+            if self._config.publish_results:
+                details["result"] = value
         self._end(SUCCEEDED, details)
-        self._settle(value)
+        self._settle(outcome)
 
     def _failed(self, failure: Failure) -> None:
         error = failure.value

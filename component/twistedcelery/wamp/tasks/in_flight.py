@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from celery.utils import uuid
 
+from twistedcelery.wamp.arguments import ArgumentsRefused, check_sendable
+from twistedcelery.wamp.items import TooManyItems
 from twistedcelery.wamp.options import NotAllowed, OptionError, parse_options
 from twistedcelery.wamp.tasks.followed import FollowedTask
 
@@ -86,8 +88,10 @@ class InFlight:
         """
         self._admit(caller)
         try:
+            # Before anything else goes through them.
+            check_sendable(self._config.max_items, args=args, kwargs=kwargs, celery_options=options)
             task.check_arguments(args, kwargs)
-        except TypeError as error:
+        except (TypeError, ArgumentsRefused, TooManyItems) as error:
             raise self._errors.make("invalid_arguments", f"{task.name}: {error}") from error
         return self._follow(task, args, kwargs, {**task.send_options(), **options}, caller)
 

@@ -138,6 +138,9 @@ class FakeLink:
         else:
             self._lost_callbacks.append(callback)
 
+    def on_blocked(self, blocked: Callable[[str], None], unblocked: Callable[[], None]) -> None:
+        self.block, self.unblock = blocked, unblocked
+
     def open_channel(self) -> Deferred[FakeChannel]:
         opening: Deferred[FakeChannel] = Deferred()
         if self.lost is not None:
@@ -240,6 +243,7 @@ class Network:
 def message(
     task_id: str | None = "id-1",
     *,
+    body: bytes = b"body",
     exchange: str = "",
     routing_key: str = "celery",
     mandatory: bool = True,
@@ -247,7 +251,7 @@ def message(
 ) -> OutgoingMessage:
     """A message, as the encoder makes them."""
     return OutgoingMessage(
-        body=b"body",
+        body=body,
         properties={} if task_id is None else {"correlation_id": task_id},
         headers={"task": "tasks.add"},
         exchange=exchange,

@@ -290,6 +290,28 @@ def test_overloaded(scene):
     assert scene.written() == ["a", "b", "e"]
 
 
+def test_overloaded_by_bytes(scene):
+    """Large messages may wait as long as they are together below the limit; each that leaves makes room."""
+    scene = Scene(max_waiting_bytes=10, max_unconfirmed=1)
+    kept = [scene.publisher.publish(message(task_id, body=b"12345")) for task_id in ("a", "b")]
+    outcomes = [outcomes_of(each) for each in kept]
+    assert type(scene.publish(message("c"))[0]) is Overloaded
+    kept[1].cancel()
+    large = scene.publish(message("d", body=b"x" * 100))
+    assert type(scene.publish(message("e"))[0]) is Overloaded
+    scene.links.append(scene.network.accept())
+    scene.channel.confirm(1, False, True)
+    assert scene.written() == ["a", "d"]
+    assert outcomes[0] == [None]
+    assert large == []
+    scene.lose()
+    assert type(large[0]) is PublishUnconfirmed
+    again = scene.publish(message("f", body=b"x" * 10))
+    scene.advance(10)
+    assert type(again[0]) is BrokerUnavailable
+    assert scene.publish(message("g")) == []
+
+
 @pytest.mark.parametrize("how", ["expired", "cancelled"])
 def test_what_ended_does_not_overload(scene, how):
     """Messages that expired or were cancelled while there was no broker make room for others."""
@@ -429,6 +451,54 @@ def test_a_silent_broker(scene):
     assert type(sent[0]) is PublishUnconfirmed
     assert type(waiting[0]) is BrokerUnavailable
     assert "takes no messages" in str(waiting[0])
+
+
+# Alarms
+
+
+def test_nothing_is_written_while_the_broker_blocks_the_link(scene):
+    """Messages wait unsent, in order, and what they need is not declared; then they go out."""
+    scene.up()
+    scene.publish_many("before")
+    scene.link.block("low on memory")
+    assert not scene.publisher.connected
+    outcomes = scene.publish_many("a", "b")
+    scene.publish(message("c", exchange="somewhere"))
+    scene.channel.confirm(1, False, True)
+    assert scene.written() == ["before"]
+    assert len(scene.link.channels) == 1
+    scene.link.unblock()
+    assert scene.publisher.connected
+    assert scene.written() == ["before", "a", "b", "c"]
+    assert outcomes == [[], []]
+
+
+def test_a_message_that_waits_for_the_end_of_an_alarm(scene):
+    """It can be withdrawn; when its time is up it was certainly not sent, and the error says why."""
+    scene.up()
+    scene.link.block("low on disk")
+    withdrawn = scene.publisher.publish(message("withdrawn"))
+    outcomes = outcomes_of(withdrawn)
+    expired = scene.publish(message("expired"))
+    withdrawn.cancel()
+    assert [type(each) for each in outcomes] == [CancelledError]
+    scene.advance(10)
+    assert type(expired[0]) is BrokerUnavailable
+    assert "out of memory or disk space (it says 'low on disk')" in str(expired[0])
+    scene.link.unblock()
+    assert scene.written() == []
+
+
+def test_an_alarm_ends_with_its_link(scene):
+    """The next link takes messages until it is blocked itself."""
+    scene.up()
+    scene.link.block("low on memory")
+    (waiting,) = scene.publish_many("a")
+    scene.lose()
+    scene.come_back()
+    assert scene.publisher.connected
+    assert scene.written() == ["a"]
+    assert waiting == []
 
 
 # Losing the link
