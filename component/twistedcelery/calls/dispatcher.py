@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextvars import copy_context
 from copy import deepcopy
 from functools import partial
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from celery.utils import uuid
@@ -222,6 +223,20 @@ class Dispatcher:
         return call
 
 
+#: Nothing can change them.
+_CONSTANTS = frozenset({bool, bytes, float, int, str, NoneType})
+
+
+def _copy(argument: Any) -> Any:
+    """As `copy.deepcopy`, which takes longer than everything else that a waiting call needs."""
+    cls = type(argument)
+    if cls in _CONSTANTS:
+        return argument
+    if cls is tuple:
+        return tuple(map(_copy, argument))
+    return deepcopy(argument)
+
+
 def _encoding(
     transport: BoundTransport, what: str, apply_async: Callable[[], Any], resend: bool
 ) -> Callable[[], Encoded]:
@@ -236,7 +251,7 @@ def _copied(make: Callable[[Callable[[Any], Any]], Any]) -> tuple[Any, bool]:
         cannot be serialised either, that is reported as such.
     """
     try:
-        return make(deepcopy), False
+        return make(_copy), False
     except Exception:
         # Anything may happen in the arguments' own code.
         return make(lambda argument: argument), True

@@ -22,6 +22,7 @@ from kombu.messaging import Producer
 
 from twistedcelery.encoding.app_view import view_of
 from twistedcelery.encoding.message import Encoded, OutgoingMessage
+from twistedcelery.encoding.templates import Templates
 from twistedcelery.errors import EncodeError, InvalidCall, QueueNotFound, TwistedCeleryError, did_you_mean
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class Encoder:
 
     def __init__(self, app: Celery, reply_to: str | None = None) -> None:
         self._view = view_of(app, reply_to)
+        self._templates = Templates(app, self._view)
         # Never connected: Celery asks it for the transport's name and its exception classes.
         self._connection = app.connection_for_write()
         self.recorder = Recorder(self._connection)
@@ -99,6 +101,14 @@ class Encoder:
         :raises EncodeError: the arguments cannot be serialised
         :raises InvalidCall: Celery refuses the arguments or the options
         """
+        kind = self._templates.kind(name, args, kwargs, options)
+        if kind is not None and (learned := self._templates.find(kind)):
+            try:
+                messages = [learned.fill(task_id, args, kwargs)]
+            except Exception:  # noqa: S110  # Celery, below, says what is wrong with the arguments
+                pass
+            else:
+                return Encoded(messages, ignored=frozenset((task_id,)) if learned.ignored else _NOTHING)
         recorder = self.recorder
         with recorder.recording() as recorded, translated(f"task {name!r}"):
             sent = self._view.send_task(
@@ -106,9 +116,11 @@ class Encoder:
             )
             message, *events = recorded
         messages = [message.outgoing(mandatory=True, resend=options.get("retry") is True)]
-        for event in events:
-            messages.append(event.outgoing())  # noqa: PERF401  # most calls have none
         ignored = self._is_ignored(name, sent)
+        if events:
+            messages.extend(event.outgoing() for event in events)
+        elif kind is not None:
+            self._templates.learn(kind, messages[0], args, kwargs, ignored=ignored)
         return Encoded(messages, ignored=frozenset((task_id,)) if ignored else _NOTHING)
 
     def _is_ignored(self, name: str, sent: _Sent) -> bool:

@@ -6,7 +6,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-__all__ = ["Encoded", "OutgoingMessage", "Preparation"]
+__all__ = ["Encoded", "Form", "OutgoingMessage", "Preparation"]
+
+
+class Form:
+    """What several messages have in common: everything but their body, their task's id as
+    ``correlation_id``, and some of their headers.
+
+    :param varying: the headers that differ, all of them text
+    :ivar encoded: what a transport has made of the rest, for the messages that follow
+    """
+
+    __slots__ = ("encoded", "varying")
+
+    def __init__(self, varying: tuple[str, ...]) -> None:
+        self.varying = varying
+        self.encoded: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +39,7 @@ class OutgoingMessage:
     :ivar resend: whether the caller allowed the same message to be sent again when its
         confirmation is lost
     :ivar confirm_timeout: seconds for the broker to take the message; ``None`` is the client's default
+    :ivar form: of a message that is like others
     """
 
     body: bytes
@@ -34,7 +50,8 @@ class OutgoingMessage:
     declare: tuple[Any, ...] = ()
     mandatory: bool = False
     resend: bool = False
-    confirm_timeout: float | None = field(default=None)
+    confirm_timeout: float | None = None
+    form: Form | None = field(default=None, compare=False, repr=False)
 
     @property
     def body_for_kombu(self) -> bytes | str:

@@ -22,7 +22,7 @@ from typing import Any
 from amqp import Message
 from amqp.serialization import PROPERTY_CLASSES, dumps
 
-from twistedcelery.encoding.message import OutgoingMessage
+from twistedcelery.encoding.message import Form, OutgoingMessage
 from twistedcelery.transports.amqp.delivery import Delivery
 
 __all__ = ["DeliveryReader", "encode_properties", "encode_table", "encode_text", "publish_frames"]
@@ -41,16 +41,21 @@ def encode_table(table: Mapping[str, Any]) -> bytes:
     :raises Exception: for a value that has no AMQP form, NaN and Infinity among them: RabbitMQ
         would close the connection. py-amqp names no common class for what it cannot encode.
     """
-    parts: list[bytes] = []
-    for key, value in table.items():
-        name = encode_text(key)
-        parts += (bytes((len(name),)), name, _field(value))
-    return _with_length(parts)
+    return _with_length([_entry(key, value) for key, value in table.items()])
 
 
 def encode_text(text: str | bytes) -> bytes:
     """Encode text as py-amqp does: what no UTF-8 can be made of is let through."""
     return text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
+
+
+def _entry(key: str, value: Any) -> bytes:
+    return _name(key) + _FIELDS.get(type(value), _other)(value)
+
+
+def _name(key: str) -> bytes:
+    name = encode_text(key)
+    return bytes((len(name),)) + name
 
 
 def _field(value: Any) -> bytes:
@@ -117,6 +122,57 @@ def encode_properties(message: OutgoingMessage, userid: str) -> bytes:
     :param userid: the user of the connection; RabbitMQ accepts no other ``user_id``
     :raises Exception: where there is no AMQP form, or RabbitMQ would not accept it
     """
+    form = message.form
+    if form is None:
+        _check_properties(message, userid)
+        return b"".join(_property_parts(message).values())
+    writer = form.encoded
+    if writer is None or writer.userid != userid:
+        writer = form.encoded = _FormWriter(message, form, userid)
+    encoded: bytes = writer.properties(message)
+    return encoded
+
+
+class _FormWriter:
+    """Encodes the properties of messages that have nearly all of them in common.
+
+    Of each, only what differs is encoded: its task's id, and some headers.
+
+    :param message: one of them
+    :param userid: as for `encode_properties`
+    """
+
+    def __init__(self, message: OutgoingMessage, form: Form, userid: str) -> None:
+        _check_properties(message, userid)
+        self.userid = userid
+        parts = _property_parts(message)
+        names, encoded = list(parts), list(parts.values())
+        headers, correlation_id = names.index(_HEADERS), names.index("correlation_id")
+        self._before = b"".join(encoded[:headers])
+        self._between = b"".join(encoded[headers + 1 : correlation_id])
+        self._after = b"".join(encoded[correlation_id + 1 :])
+        #: The names of the headers that vary, each with what stands before its value.
+        self._fields: list[tuple[bytes, str]] = []
+        constant = b""
+        for key, value in message.headers.items():
+            if key in form.varying:
+                self._fields.append((constant + _name(key), key))
+                constant = b""
+            else:
+                constant += _entry(key, value)
+        self._last = constant
+
+    def properties(self, message: OutgoingMessage) -> bytes:
+        headers = message.headers
+        table: list[bytes] = []
+        for before, name in self._fields:
+            table += (before, _text(headers[name]))
+        table.append(self._last)
+        correlation_id = _short_text(message.properties["correlation_id"])
+        return b"".join((self._before, _with_length(table), self._between, correlation_id, self._after))
+
+
+def _check_properties(message: OutgoingMessage, userid: str) -> None:
     properties, headers = message.properties, message.headers
     expiration = int(properties.get("expiration") or 0)
     if expiration < 0:
@@ -128,14 +184,19 @@ def encode_properties(message: OutgoingMessage, userid: str) -> bytes:
     for name in ("CC", "BCC"):
         if name in headers and not _is_list_of_text(headers[name]):
             raise ValueError(f"the header {name} must be a list of routing keys")
+
+
+def _property_parts(message: OutgoingMessage) -> dict[str, bytes]:
+    """The encoded properties in AMQP's order, by py-amqp's names; the flags come first."""
     flags = 0
-    parts: list[bytes] = []
+    parts = {"": b""}
     for name, flag, encode in _PROPERTIES:
-        value = headers if name == "application_headers" else properties.get(name)
+        value = message.headers if name == _HEADERS else message.properties.get(name)
         if value is not None:
             flags |= flag
-            parts.append(encode(value))
-    return _FLAGS.pack(flags) + b"".join(parts)
+            parts[name] = encode(value)
+    parts[""] = _FLAGS.pack(flags)
+    return parts
 
 
 def _short_text(text: str | bytes) -> bytes:
@@ -150,6 +211,9 @@ def _is_list_of_text(value: Any) -> bool:
 
 
 _FLAGS = Struct(">H")
+
+#: py-amqp's name for the headers.
+_HEADERS = "application_headers"
 
 #: The properties in AMQP's order: py-amqp's name, the flag that says it is there, and its encoding.
 _ENCODINGS: Mapping[str, Callable[[Any], bytes]] = {
