@@ -90,7 +90,7 @@ class Bridge:
         self._session: WampSession | None = None
         self._events = EventPublisher(config, self.uris)
         ids = TaskIds(realm, config.prefix)
-        context = Context(config, reactor, wall_clock, self.uris, self.errors, ids)
+        context = Context(config, reactor, wall_clock, app.timezone, self.uris, self.errors, ids)
         mergers = EventMergers(reactor, wall_clock, self._events.publish)
         self._in_flight = InFlight(client, context, mergers)
         self._tasks = ExposedTasks(app, config, self.uris, self._task_changed)

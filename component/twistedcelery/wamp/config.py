@@ -65,8 +65,13 @@ class Configuration:
     :ivar discover: where the task names come from; ``"app"``: what the application has registered;
         ``"workers"``: what running workers announce; ``"both"``
     :ivar invoke: WAMP's registration policy
-    :ivar max_in_flight: tasks in flight at once
-    :ivar max_in_flight_per_caller: tasks of one WAMP session in flight at once; ``None``: no limit
+    :ivar max_in_flight: tasks in flight at once; and as many that wait for their ETA
+    :ivar max_in_flight_per_caller: the same for each caller; ``None``: no limit
+    :ivar max_in_flight_age: seconds after which a task no longer counts; ``None``: it counts until its end
+    :ivar max_countdown: seconds that a caller's task may wait for its ETA; ``None``: any
+    :ivar max_expires: seconds after which a caller may let a task expire; ``None``: any
+    :ivar expires: for patterns of task names, in order, the seconds after which a task expires, and the
+        longest that its callers may choose
     :ivar max_items: items that the arguments of a call, its result or a progress meta may have in all
     :ivar drain_timeout: seconds for the calls in flight to end when the bridge stops
     :ivar publish_timeout: seconds for the broker to take a task
@@ -93,7 +98,11 @@ class Configuration:
     discover: str = "app"
     invoke: str = "roundrobin"
     max_in_flight: int = 1000
-    max_in_flight_per_caller: int | None = None
+    max_in_flight_per_caller: int | None = 100
+    max_in_flight_age: float | None = 3600.0
+    max_countdown: float | None = 900.0
+    max_expires: float | None = 86400.0
+    expires: tuple[tuple[str, float | None], ...] = ()
     max_items: int = 20_000
     drain_timeout: float = 10.0
     publish_timeout: float = 10.0
@@ -142,6 +151,13 @@ class Configuration:
             # `celery_api.tasks` could not list any task because of this one.
             return False
         return _matches(name, self.include) and not _matches(name, self.exclude)
+
+    def expires_of(self, name: str) -> float | None:
+        """Seconds after which a task of this name expires; ``None``: never, or as its caller says."""
+        for pattern, seconds in self.expires:
+            if fnmatchcase(name, pattern):
+                return seconds
+        return None
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:
@@ -198,6 +214,12 @@ def _seconds(key: str, value: Any) -> float:
 
 def _seconds_or_none(key: str, value: Any) -> float | None:
     return None if value is None else _seconds(key, value)
+
+
+def _expires(key: str, value: Any) -> tuple[tuple[str, float | None], ...]:
+    if not isinstance(value, Mapping):
+        return () if value is None else (("*", _seconds(key, value)),)
+    return tuple((_text(key, pattern), _seconds_or_none(key, seconds)) for pattern, seconds in value.items())
 
 
 def _one_of(*accepted: str) -> Callable[[str, Any], str]:
@@ -275,6 +297,10 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "invoke": _one_of("single", "first", "last", "roundrobin", "random"),
     "max_in_flight": _count,
     "max_in_flight_per_caller": lambda key, value: None if value is None else _count(key, value),
+    "max_in_flight_age": _seconds_or_none,
+    "max_countdown": _seconds_or_none,
+    "max_expires": _seconds_or_none,
+    "expires": _expires,
     "max_items": _count,
     "drain_timeout": _seconds,
     "publish_timeout": _seconds,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import tzinfo
 from typing import Any
 
 from twistedcelery.wamp.config import Configuration
@@ -20,6 +21,7 @@ class Context:
 
     :ivar clock: for timeouts and durations: a reactor, or `twisted.internet.task.Clock`
     :ivar wall_clock: seconds since the epoch, for events
+    :ivar timezone: the application's, of times without an offset
     :ivar uris: the URIs below the bridge's prefix
     :ivar errors: makes the errors that callers see
     :ivar ids: makes the ids of the bridge's tasks
@@ -28,6 +30,7 @@ class Context:
     config: Configuration
     clock: Any
     wall_clock: Callable[[], float]
+    timezone: tzinfo
     uris: Uris
     errors: CallErrors
     ids: TaskIds

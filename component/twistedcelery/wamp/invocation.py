@@ -47,6 +47,11 @@ class Caller:
     authrole: str | None = None
     topic: str | None = None
 
+    @property
+    def identity(self) -> tuple[str, str | None] | int | None:
+        """What limits count by: the authid with the role, or the session; ``None``: undisclosed."""
+        return self.session if self.authid is None else (self.authid, self.authrole)
+
     def headers(self) -> dict[str, Any]:
         """The message headers from which the task learns who called."""
         known = (

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping
-from datetime import datetime
+from datetime import datetime, tzinfo
 from typing import Any
 
-__all__ = ["CALLER_HEADERS", "DEFAULT_OPTIONS", "KNOWN_OPTIONS", "NotAllowed", "OptionError", "parse_options"]
+__all__ = [
+    "CALLER_HEADERS",
+    "DEFAULT_OPTIONS",
+    "KNOWN_OPTIONS",
+    "NotAllowed",
+    "OptionError",
+    "check_times",
+    "is_scheduled",
+    "parse_options",
+    "times",
+]
 
 #: The prefix of the message headers that name the caller.
 CALLER_HEADERS = "wamp_"
@@ -21,7 +31,7 @@ class OptionError(ValueError):
 
 
 class NotAllowed(OptionError):
-    """The configuration does not allow the option."""
+    """The configuration does not allow the option, or not this value."""
 
 
 def parse_options(options: Any, allowed: Collection[str]) -> dict[str, Any]:
@@ -41,6 +51,46 @@ def parse_options(options: Any, allowed: Collection[str]) -> dict[str, Any]:
             raise NotAllowed(f"{key!r:.80} is not allowed here; allowed: {names}")
     # Like Celery, take None as not given.
     return {key: KNOWN_OPTIONS[key](key, value) for key, value in options.items() if value is not None}
+
+
+def is_scheduled(options: Any) -> bool:
+    """Whether options, as they came, are of a task that is not to run at once."""
+    return isinstance(options, Mapping) and bool(options.get("countdown") or options.get("eta"))
+
+
+def times(options: Mapping[str, Any], now: float, timezone: tzinfo) -> tuple[float, float | None]:
+    """When a task is due and when it expires, in seconds from now.
+
+    :param options: keywords of ``send_task``
+    :param now: seconds since the epoch
+    :param timezone: of times without an offset
+    :return: 0 or less: it is due now; ``None``: it does not expire, or nobody but Celery can say when
+    """
+
+    def seconds(moment: Any) -> float | None:
+        if isinstance(moment, datetime):
+            aware = moment if moment.tzinfo is not None else moment.replace(tzinfo=timezone)
+            return aware.timestamp() - now
+        return moment if isinstance(moment, int | float) else None
+
+    # Like Celery, take the countdown where there are both.
+    due_in = seconds(options.get("countdown") or options.get("eta"))
+    return due_in or 0.0, seconds(options.get("expires"))
+
+
+def check_times(
+    due_in: float, expires_in: float | None, max_countdown: float | None, max_expires: float | None
+) -> None:
+    """Refuse times that are too far away.
+
+    :param max_countdown: seconds that a task may wait for its ETA; ``None``: any
+    :param max_expires: seconds after its ETA in which a task may be started; ``None``: any
+    :raise NotAllowed: says what is allowed
+    """
+    if max_countdown is not None and due_in > max_countdown:
+        raise NotAllowed(f"countdown and eta may be at most {max_countdown:g} s from now")
+    if max_expires is not None and expires_in is not None and expires_in > max(0.0, due_in) + max_expires:
+        raise NotAllowed(f"expires may be at most {max_expires:g} s after the task is due")
 
 
 def _seconds(key: str, value: Any) -> float:

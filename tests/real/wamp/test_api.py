@@ -103,6 +103,7 @@ async def test_status(router, bridge, client):
         "router_connected": True,
         "in_flight": 0,
         "max_in_flight": 7,
+        "scheduled": 0,
         "waiting": 0,
         "workers": None,
         "totals": {"sent": 2, "succeeded": 1, "failed": 1},
@@ -186,6 +187,31 @@ async def test_too_many_calls_of_one_caller(router, bridge, client):
     for call in accepted:
         assert await call == 0.5
     assert await caller.call(uri, 0) == 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_slots_of_a_caller_who_has_left(router, bridge, client):
+    """What nobody waits for locks nobody out: tasks that are not due, or that were revoked."""
+    running = await bridge(router.url, max_in_flight=10, max_in_flight_per_caller=None)
+    hostile, caller = await client(router.url), await client(router.url)
+
+    async def submit(*args: Any, **options: Any) -> str:
+        return await hostile.call(running.api("submit"), "taskapp.sleep", args, {}, options)
+
+    far = hostile.call(running.uri("taskapp.add"), 2, 3, celery_options={"countdown": 3e8})
+    assert (await refusal(far)).error == running.uri("error.not_allowed")
+    scheduled = [await submit(0, countdown=600) for _ in range(10)]
+    assert await caller.call(running.uri("taskapp.add"), 2, 3) == 5
+    long = [await submit(2) for _ in range(10)]
+    assert (await refusal(caller.call(running.uri("taskapp.add"), 2, 3))).error == running.uri(
+        "error.overloaded"
+    )
+    for task_id in (*scheduled, *long):
+        await hostile.call(running.api("revoke"), task_id)
+    await hostile.close()
+    assert await caller.call(running.uri("taskapp.add"), 2, 3) == 5
+    status = await caller.call(running.api("status"))
+    assert status["scheduled"] == 0
 
 
 @pytest.mark.parametrize("access", ["all", "caller"])

@@ -204,7 +204,8 @@ async def test_thousands_of_calls_and_a_disconnect(count, router, bridge, client
         return (await caller.call(running.api("status")))["in_flight"] == 0
 
     await until(none_in_flight, seconds=30, what="no call of the caller who is gone is in flight")
-    assert not running.bridge._in_flight._by_session
+    slots = running.bridge._in_flight._slots
+    assert [len(group) for group in (slots.scheduled, slots.running, slots.released)] == [0, 0, 0]
 
 
 @pytest_twisted.ensureDeferred

@@ -60,13 +60,19 @@ class Setup:
         self.bridge.attach(self.session)
 
     def call(
-        self, name: str, *args: Any, progress: Any = None, caller: int | None = 7, **keywords: Any
+        self,
+        name: str,
+        *args: Any,
+        progress: Any = None,
+        caller: int | None = 7,
+        authid: str | None = "joe",
+        **keywords: Any,
     ) -> Deferred[Any]:
         """Call a procedure as Autobahn does: by the last part of its URI."""
         prefix = self.bridge.uris.prefix
         uri = name if name.startswith((f"{prefix}_api.", f"{prefix}_admin.")) else f"{prefix}.{name}"
         endpoint = self.open.endpoint(self.bridge.procedures[uri])
-        return endpoint(*args, details=call_details(progress, caller), keywords=keywords)
+        return endpoint(*args, details=call_details(progress, caller, authid), keywords=keywords)
 
     def lead(self) -> FakeStream:
         """Make the bridge the leader, and return the leader's stream, which is ready."""

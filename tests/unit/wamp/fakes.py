@@ -232,9 +232,9 @@ class FakeSession:
         return [topic.removeprefix(prefix) for topic, _, _ in self.published if topic.startswith(prefix)]
 
 
-def call_details(progress: Any = None, caller: int | None = 7) -> CallDetails:
+def call_details(progress: Any = None, caller: int | None = 7, authid: str | None = "joe") -> CallDetails:
     """The details of a call, as Autobahn passes them to an endpoint."""
     registration = Registration(None, 1, "procedure", None)
     return CallDetails(
-        registration, progress=progress, caller=caller, caller_authid="joe", caller_authrole="user"
+        registration, progress=progress, caller=caller, caller_authid=authid, caller_authrole="user"
     )

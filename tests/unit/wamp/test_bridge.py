@@ -348,20 +348,6 @@ def test_the_ids_of_tasks(setup):
     assert [ids.made(call.task_id) for call in one.client.calls] == [True, True]
 
 
-def test_the_limit_of_one_caller(setup):
-    """It counts the tasks in flight by session, and keeps no counter at zero."""
-    one = setup(max_in_flight_per_caller=1)
-    for session in (7, 8, None):
-        one.call("app.add", 1, 2, caller=session)
-        error = error_of(one.call("app.add", 1, 2, caller=session))
-        assert error.error == "celery.error.overloaded"
-    for call in one.client.calls:
-        call.finish(success(3))
-    assert not one.bridge._in_flight._by_session
-    one.call("app.add", 1, 2)
-    assert len(one.client.sent) == 4
-
-
 @pytest.mark.parametrize(
     ("answer", "workers"),
     [

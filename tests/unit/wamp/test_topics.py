@@ -44,7 +44,7 @@ def test_the_payload(setup):
 
 def test_progress_is_throttled(setup):
     """At most 20 events a second are published, and the latest state wins."""
-    one = setup()
+    one = setup(max_in_flight_age=None)
     one.call("app.add", 1, 2)
     for step in range(1000):
         one.last.update("PROGRESS", step)

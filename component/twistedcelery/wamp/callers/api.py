@@ -6,7 +6,8 @@ A new procedure is a method of `CallerApi` and a line in `CallerApi.handlers`.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 
@@ -65,8 +66,8 @@ class CallerApi:
         self._peers = peers
         self._backend = BackendResults(client, context)
         self._status = status
-        #: Calls of ``result`` that have no answer yet.
-        self._waiting = 0
+        #: How many calls of ``result`` have no answer yet, by who made them.
+        self._waiting: Counter[Hashable] = Counter()
 
     def handlers(self) -> dict[str, Handler]:
         """The handlers of the procedures, by the last component of their URIs."""
@@ -106,8 +107,8 @@ class CallerApi:
         canonical = self._canonical(task_id)
         known = self._known.find(canonical, caller)
         if known is not None:
-            return self._wait(known.result, canonical)
-        return self._wait(lambda: self._ask_others("result", canonical, caller), canonical)
+            return self._wait(known.result, canonical, caller)
+        return self._wait(lambda: self._ask_others("result", canonical, caller), canonical, caller)
 
     def state(self, caller: Caller, task_id: Any) -> str | Deferred[str]:
         """Celery's name of a task's state. As in Celery, ``PENDING`` also means that the task is unknown."""
@@ -124,10 +125,13 @@ class CallerApi:
         :return: fires once the broker has the request. The task's events report what becomes of it
         """
         canonical = self._canonical(task_id)
-        # Where every caller may, it does not matter who sent it.
-        if self._config.task_access == "all" or self._known.find(canonical, caller) is not None:
+        if self._known.find(canonical, caller) is not None:
             return self._peers.revoke(canonical)
-        return self._ask_others("revoke", canonical, caller)
+        asked: Deferred[None] = self._peers.ask("revoke", canonical, caller)
+        if self._config.task_access == "all":
+            # Where every caller may, it does not matter who sent it.
+            asked.addErrback(self._revoke_unknown, canonical)
+        return asked
 
     def status(self, _: Caller) -> dict[str, Any]:
         """The state of this bridge, as ``docs/bridge.md`` describes it."""
@@ -137,7 +141,8 @@ class CallerApi:
             "backend_connected": self._client.backend_connected,
             "in_flight": len(self._in_flight),
             "max_in_flight": self._config.max_in_flight,
-            "waiting": self._waiting,
+            "scheduled": self._in_flight.scheduled,
+            "waiting": self._waiting.total(),
             "tasks": len(self._tasks),
             "totals": dict(self._in_flight.totals),
             **self._status(),
@@ -166,20 +171,31 @@ class CallerApi:
             return failure
         return self._backend.state(task_id) if question == "state" else self._backend.result(task_id)
 
+    def _revoke_unknown(self, failure: Failure, task_id: str) -> Deferred[None] | Failure:
+        unknown = self._errors.is_a(failure.value, "unknown_task")
+        return self._peers.revoke(task_id) if unknown else failure
+
     def _pending(self, failure: Failure) -> str:
         if not self._errors.is_a(failure.value, "unknown_task"):
             failure.raiseException()
         pending: str = states.PENDING
         return pending
 
-    def _wait(self, start: Callable[[], Deferred[Any]], task_id: str) -> Deferred[Any]:
-        limit = self._config.max_in_flight
-        if self._waiting >= limit:
-            raise self._errors.make("overloaded", f"{limit} calls wait for results already; try again later")
-        self._waiting += 1
+    def _wait(self, start: Callable[[], Deferred[Any]], task_id: str, caller: Caller) -> Deferred[Any]:
+        limit, own_limit = self._config.max_in_flight, self._config.max_in_flight_per_caller
+        who = caller.identity
+        if self._waiting.total() >= limit:
+            refusal = f"{limit} calls wait for results already; try again later"
+            raise self._errors.make("overloaded", refusal)
+        if own_limit is not None and who is not None and self._waiting[who] >= own_limit:
+            refusal = f"{own_limit} of your calls wait for results already; try again later"
+            raise self._errors.make("overloaded", refusal)
+        self._waiting[who] += 1
 
         def ended(result: Any) -> Any:
-            self._waiting -= 1
+            self._waiting[who] -= 1
+            if not self._waiting[who]:
+                del self._waiting[who]
             return result
 
         waiting = start()

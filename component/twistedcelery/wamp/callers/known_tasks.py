@@ -90,6 +90,10 @@ class KnownTasks:
             return known
         return None
 
+    def revoked(self, task_id: str) -> None:
+        """The workers were asked to revoke a task, which may be known here."""
+        self._in_flight.revoked(task_id)
+
     def remember_end(self, followed: FollowedTask) -> None:
         """Remember a task once it ends."""
 

@@ -98,8 +98,11 @@ class PeerBridges:
         def failed(failure: Failure) -> None:
             raise self._errors.not_delivered(failure, task_id)
 
+        def done(_: object) -> None:
+            self._known.revoked(task_id)
+
         terminate = self._context.config.terminate
-        return self._client.revoke(task_id, terminate=terminate).addErrback(failed)
+        return self._client.revoke(task_id, terminate=terminate).addCallbacks(done, failed)
 
     def _parse(self, invocation: Invocation) -> tuple[str, str, Caller]:
         # Operators can call it too.

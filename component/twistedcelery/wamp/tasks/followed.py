@@ -80,6 +80,11 @@ class FollowedTask:
         self._outcome: Any = None
         self._events = mergers.begin(OwnTask(call.task_name, call.task_id, caller.session, arguments))
 
+    @property
+    def shows_life(self) -> bool:
+        """Whether a worker has reported a state of it."""
+        return self.state not in {states.PENDING, WAITING}
+
     def publish_nothing(self) -> None:
         """Publish no events of this task."""
         self._events.stop()

@@ -9,8 +9,16 @@ from celery.utils import uuid
 
 from twistedcelery.wamp.arguments import ArgumentsRefused, check_sendable
 from twistedcelery.wamp.items import TooManyItems
-from twistedcelery.wamp.options import NotAllowed, OptionError, parse_options
+from twistedcelery.wamp.options import (
+    NotAllowed,
+    OptionError,
+    check_times,
+    is_scheduled,
+    parse_options,
+    times,
+)
 from twistedcelery.wamp.tasks.followed import FollowedTask
+from twistedcelery.wamp.tasks.slots import Slots
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +28,7 @@ if TYPE_CHECKING:
     from twistedcelery.wamp.events.merge import EventMergers
     from twistedcelery.wamp.invocation import Caller
     from twistedcelery.wamp.tasks.exposed import ExposedTask
+    from twistedcelery.wamp.tasks.slots import Slot
 
 __all__ = ["InFlight"]
 
@@ -37,20 +46,30 @@ class InFlight:
         self._errors = context.errors
         self._context = context
         self._mergers = mergers
-        self._tasks: dict[str, FollowedTask] = {}
-        #: How many of them each session has. Undisclosed callers share one count.
-        self._by_session: Counter[int | None] = Counter()
+        self._tasks: dict[str, tuple[FollowedTask, Slot]] = {}
+        self._slots = Slots(context.config, context.clock)
         self.totals: Counter[str] = Counter()
 
     def __len__(self) -> int:
         return len(self._tasks)
 
     def __iter__(self) -> Iterator[FollowedTask]:
-        return iter(tuple(self._tasks.values()))
+        return iter([followed for followed, _ in self._tasks.values()])
+
+    @property
+    def scheduled(self) -> int:
+        """How many of them wait for their ETA."""
+        return len(self._slots.scheduled)
 
     def find(self, task_id: str) -> FollowedTask | None:
         """The task with this id, if it is in flight."""
-        return self._tasks.get(task_id)
+        found = self._tasks.get(task_id)
+        return None if found is None else found[0]
+
+    def revoked(self, task_id: str) -> None:
+        """The workers were asked to revoke a task, which may be in flight: it gives its place to others."""
+        if task_id in self._tasks:
+            self._tasks[task_id][1].release()
 
     def send(
         self,
@@ -65,13 +84,19 @@ class InFlight:
         :param options: ``celery_options`` as they came
         :raise ApplicationError: if nothing was sent
         """
+        # Before anything is looked at: a refusal must cost next to nothing.
+        self._admit(caller, is_scheduled(options))
+        config = self._config
         try:
-            parsed = parse_options(options, self._config.allow_options)
+            parsed = parse_options(options, config.allow_options)
+            due_in, expires_in = self._times(parsed)
+            limit = config.expires_of(task.name) or self._times(task.send_options())[1] or config.max_expires
+            check_times(due_in, expires_in, config.max_countdown, limit)
         except NotAllowed as error:
             raise self._errors.make("not_allowed", f"celery_options: {error}") from error
         except OptionError as error:
             raise self._errors.make("invalid_arguments", f"celery_options: {error}") from error
-        return self.start(task, args, kwargs, parsed, caller)
+        return self._start(task, args, kwargs, parsed, caller)
 
     def start(
         self,
@@ -81,31 +106,42 @@ class InFlight:
         options: Mapping[str, Any],
         caller: Caller,
     ) -> FollowedTask:
-        """Send a task, and follow it.
+        """Send a task with options of the configuration, and follow it.
 
         :param options: keywords of ``send_task``
         :raise ApplicationError: if nothing was sent
         """
-        self._admit(caller)
+        self._admit(caller, is_scheduled(options))
+        return self._start(task, args, kwargs, options, caller)
+
+    def _admit(self, caller: Caller, scheduled: bool) -> None:
+        refusal = self._slots.why_not(caller, scheduled)
+        if refusal is not None:
+            self.totals["overloaded"] += 1
+            raise self._errors.make("overloaded", refusal)
+
+    def _times(self, options: Mapping[str, Any]) -> tuple[float, float | None]:
+        return times(options, self._context.wall_clock(), self._context.timezone)
+
+    def _start(
+        self,
+        task: ExposedTask,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        options: Mapping[str, Any],
+        caller: Caller,
+    ) -> FollowedTask:
         try:
             # Before anything else goes through them.
             check_sendable(self._config.max_items, args=args, kwargs=kwargs, celery_options=options)
             task.check_arguments(args, kwargs)
         except (TypeError, ArgumentsRefused, TooManyItems) as error:
             raise self._errors.make("invalid_arguments", f"{task.name}: {error}") from error
-        return self._follow(task, args, kwargs, {**task.send_options(), **options}, caller)
-
-    def _admit(self, caller: Caller) -> None:
-        config = self._config
-        own_limit = config.max_in_flight_per_caller
-        if len(self._tasks) >= config.max_in_flight:
-            refusal = f"{config.max_in_flight} tasks are in flight already; try again later"
-        elif own_limit is not None and self._by_session[caller.session] >= own_limit:
-            refusal = f"{own_limit} of your tasks are in flight already; try again later"
-        else:
-            return
-        self.totals["overloaded"] += 1
-        raise self._errors.make("overloaded", refusal)
+        chosen = {**task.send_options(), **options}
+        expires = self._config.expires_of(task.name)
+        if expires is not None and chosen.get("expires") is None:
+            chosen["expires"] = self._times(chosen)[0] + expires
+        return self._follow(task, args, kwargs, chosen, caller)
 
     def _follow(
         self,
@@ -130,15 +166,11 @@ class InFlight:
         if ignored:
             followed.publish_nothing()
         self.totals["sent"] += 1
-        self._tasks[followed.task_id] = followed
-        self._by_session[caller.session] += 1
+        self._tasks[followed.task_id] = followed, self._slots.take(followed, *self._times(options))
         followed.start()
         return followed
 
     def _ended(self, followed: FollowedTask, outcome: str) -> None:
         self.totals[outcome] += 1
-        del self._tasks[followed.task_id]
-        session = followed.caller.session
-        self._by_session[session] -= 1
-        if not self._by_session[session]:
-            del self._by_session[session]
+        _, slot = self._tasks.pop(followed.task_id)
+        slot.end()
