@@ -18,6 +18,7 @@ from tests.real.wamp.test_calls import refusal
 from tests.real.wamp.test_triggers import until_led
 from tests.support.node import CrossbarNode
 from tests.support.ports import free_port
+from tests.support.process import ROOT
 from tests.support.taskapp import BACKEND, BROKER
 
 pytestmark = pytest.mark.usefixtures("worker_process")
@@ -197,6 +198,8 @@ async def test_what_the_log_has_of_workers(router, bridge_process, client):
     [
         ({"publsh_timeout": 1}, "did you mean 'publish_timeout'?"),
         ({"triggers": [{"topic": "com.x", "task": "taskapp.ad"}]}, "did you mean 'taskapp.add'?"),
+        ({"app": "tests.support.nothing"}, f"it was looked for in {ROOT}, "),
+        ({"env": {BROKER: "ampq://"}}, "broker_url has the unknown scheme 'ampq'; did you mean 'amqp'?"),
     ],
 )
 def test_a_wrong_configuration(extra, says, bridge_process):
@@ -204,7 +207,7 @@ def test_a_wrong_configuration(extra, says, bridge_process):
     process = bridge_process("ws://127.0.0.1:1/ws", **extra)
     assert process.wait() == 1
     (line,) = process.output().splitlines()
-    assert line.startswith("twistedcelery bridge: configuration key") or "unknown configuration key" in line
+    assert line.startswith("twistedcelery bridge: ")
     assert says in line
 
 
