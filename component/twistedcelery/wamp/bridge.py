@@ -141,6 +141,9 @@ class Bridge:
         tasks = sum(task.uri in registered for task in self._tasks.values())
 
         def log(workers: str) -> None:
+            if self._session is None:
+                # It has left meanwhile.
+                return
             _log.info(
                 "the bridge serves {tasks} of {app!r} (prefix {prefix}) as {joined_as}; {workers}",
                 tasks=f"{tasks} task{'' if tasks == 1 else 's'}",

@@ -93,6 +93,7 @@ class CeleryBridge(ApplicationSession):
         self._provided: dict[int, Any] = {}
         self._offered: Registrations | None = None
         self._left: Deferred[None] | None = None
+        self._draining: Deferred[None] | None = None
 
     @property
     def max_size(self) -> int:
@@ -190,6 +191,16 @@ class CeleryBridge(ApplicationSession):
             self._left.addCallback(lambda _: self._close(reason, message))
         return fork(self._left)
 
+    @property
+    def open_calls(self) -> int:
+        """The number of calls that have not ended."""
+        return len(self._open or ())
+
+    def stop_draining(self) -> None:
+        """Leave without the calls that are still in progress. Does nothing before `leave`."""
+        if self._draining is not None:
+            self._draining.cancel()
+
     def onLeave(self, details: CloseDetails) -> Any:
         """Detach from the bridge: the session has ended, or the router has refused it."""
         self._detach()
@@ -230,16 +241,13 @@ class CeleryBridge(ApplicationSession):
         self._bridge.drain(self)
         withdrawn = [subscription.unsubscribe() for subscription in self._subscribed]
         withdrawn += [registration.unregister() for registration in self._provided.values()]
-        ended = fork(DeferredList([*withdrawn, self._open.ended()], consumeErrors=True))
+        ended = self._draining = fork(DeferredList([*withdrawn, self._open.ended()], consumeErrors=True))
         seconds = self._bridge.config.drain_timeout
 
         def unfinished(failure: Failure) -> None:
-            failure.trap(defer.TimeoutError)
-            _log.warn(
-                "{count} call(s) have not ended within {seconds} s",
-                seconds=seconds,
-                count=len(self._open or ()),
-            )
+            failure.trap(defer.TimeoutError, defer.CancelledError)
+            in_time = f" within {seconds} s" if failure.check(defer.TimeoutError) else ""
+            _log.warn("{count} call(s) have not ended{in_time}", in_time=in_time, count=self.open_calls)
 
         return ended.addTimeout(seconds, self._reactor).addCallbacks(lambda _: None, unfinished)
 

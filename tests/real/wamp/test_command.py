@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 
 import pytest
@@ -18,7 +19,7 @@ from tests.real.wamp.test_calls import refusal
 from tests.real.wamp.test_triggers import until_led
 from tests.support.node import CrossbarNode
 from tests.support.ports import free_port
-from tests.support.process import ROOT
+from tests.support.process import ROOT, SOURCES
 from tests.support.taskapp import BACKEND, BROKER
 
 pytestmark = pytest.mark.usefixtures("worker_process")
@@ -34,14 +35,38 @@ async def test_calls_in_flight_may_end(router, bridge_process, client):
     process.signal(signal.SIGTERM)
     while await caller.call("wamp.registration.match", "stopping.taskapp.add") is not None:
         pass
-    # Impatience changes nothing.
-    process.signal(signal.SIGTERM)
-    process.signal(signal.SIGINT)
     assert (await refusal(caller.call("stopping.taskapp.add", 1, 2))).error == "wamp.error.no_such_procedure"
     assert await call == 1.5
     assert await deferToThread(process.wait) == 0
     assert "have not ended" not in process.output()
     assert "Traceback" not in process.output()
+    assert "waits for 1 call in flight. A second Ctrl-C leaves now." in process.output()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_second_ctrl_c(router, bridge_process, client):
+    """It leaves without the calls in flight, whose callers are told."""
+    process, caller = bridge_process(router.url, prefix="hurried"), await client(router.url)
+    await wait_for_procedure(caller, "hurried_api.status")
+    call = caller.call("hurried.taskapp.touch", "/nowhere", celery_options={"countdown": 60})
+    assert (await caller.call("hurried_api.status"))["in_flight"] == 1
+    process.signal(signal.SIGINT)
+    await deferToThread(process.wait_for_output, "waits for 1 call in flight")
+    process.signal(signal.SIGINT)
+    assert isinstance(await refusal(call), ApplicationError)
+    assert await deferToThread(process.wait) == 0
+    assert "1 call(s) have not ended\n" in process.output()
+
+
+def test_ctrl_c_in_the_first_seconds(bridge_process, tmp_path):
+    """While the bridge still imports, it ends without a word."""
+    (tmp_path / "slow_app.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(60)\n")
+    path = os.pathsep.join([*SOURCES, str(tmp_path)])
+    process = bridge_process("ws://127.0.0.1:1/ws", app="slow_app", env={"PYTHONPATH": path})
+    process.wait_for_output("importing")
+    process.signal(signal.SIGINT)
+    assert process.wait() == 130
+    assert process.output() == "importing\n"
 
 
 @pytest_twisted.ensureDeferred
