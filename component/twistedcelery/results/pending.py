@@ -64,12 +64,14 @@ class PendingResults:
 
     :ivar source: watches the tasks; set before the first `add`
     :ivar states: the last states
+    :ivar on_resumed: called as `resumed` is
     """
 
     source: ResultSource | None = None
 
     def __init__(self) -> None:
         self.states = StateCache()
+        self.on_resumed: Callable[[bool], None] = lambda _replies_lost: None
         # A caller may reuse a task id while its first call waits: both get the result.
         self._waiting: dict[str, list[Waiting]] = {}
         self._retried: set[str] = set()
@@ -148,6 +150,10 @@ class PendingResults:
         self._has_state(task_id)
         for waiting in self._take(task_id):
             waiting.fail(error)
+
+    def resumed(self, replies_lost: bool) -> None:
+        """States come again after an interruption; see `twistedcelery.transports.interface.ReplyReceiver`."""
+        self.on_resumed(replies_lost)
 
     def fail_all(self, make_error: Callable[[Waiting], TwistedCeleryError]) -> None:
         """Fail everything that waits."""
