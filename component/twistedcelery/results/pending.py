@@ -12,7 +12,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from twistedcelery._deferreds import all_done
-from twistedcelery.errors import ResultError, TwistedCeleryError
+from twistedcelery.errors import ResultBackendUnavailable, ResultError, TwistedCeleryError
 from twistedcelery.transports.decoding import FINAL_STATES
 from twistedcelery.transports.interface import ResultSource
 
@@ -146,8 +146,9 @@ class PendingResults:
             waiting.finish(meta)
 
     def reply_failed(self, task_id: str, error: ResultError) -> None:
-        """Fail what waits for a task whose reply cannot be read."""
-        self._has_state(task_id)
+        """Fail what waits for a task whose reply cannot be read, or will not come."""
+        if not isinstance(error, ResultBackendUnavailable):
+            self._has_state(task_id)
         for waiting in self._take(task_id):
             waiting.fail(error)
 
