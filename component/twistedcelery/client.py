@@ -18,7 +18,7 @@ from twistedcelery.calls.task import TwistedTask
 from twistedcelery.errors import Disconnected, InvalidCall
 from twistedcelery.results.backend import ResultBackend
 from twistedcelery.results.pending import PendingResults
-from twistedcelery.transports.binding import Binding
+from twistedcelery.transports.binding import Binding, check_settings
 from twistedcelery.transports.decoding import MAX_REPLY_BYTES
 from twistedcelery.transports.interface import Setup
 from twistedcelery.workers.control import Control
@@ -101,6 +101,14 @@ class TwistedCelery:
             self._shutdown_trigger = reactor.addSystemEventTrigger(
                 "before", "shutdown", self._disconnect_at_shutdown
             )
+
+    @staticmethod
+    def check(app: Celery) -> None:
+        """Check an application's broker and result backend, as far as that needs no connection.
+
+        :raise ConfigurationError: names the setting, such as one with a misspelt scheme
+        """
+        check_settings(app)
 
     @property
     def connected(self) -> bool:

@@ -24,6 +24,7 @@ from twistedcelery import (
     TaskFailure,
     Unroutable,
 )
+from twistedcelery.wamp.bridge import PING_TIMEOUT
 from twistedcelery.wamp.task_ids import TaskIds
 
 
@@ -368,3 +369,28 @@ def test_the_ids_of_tasks(setup):
     one.call("celery_api.submit", "white space")
     ids = TaskIds("realm1", "celery")
     assert [ids.made(call.task_id) for call in one.client.calls] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("answer", "workers"),
+    [
+        ([], "0 workers online"),
+        ([{"w1": {"ok": "pong"}}], "1 worker online"),
+        ([{"w1": {"ok": "pong"}}, {"w2": {"ok": "pong"}}], "2 workers online"),
+        (None, "the broker has not answered yet"),
+        (BrokerUnavailable("no"), "its workers cannot be counted: no"),
+    ],
+)
+def test_what_is_served_is_logged(answer, workers, setup, said):
+    """One line has the tasks that callers can call, the application, the bridge's name and its workers."""
+    one = setup()
+    one.bridge.announce({"celery.app.add", "celery.app.bound", "celery_api.tasks"}, "bridge@realm1")
+    name, _, kwargs, _, waiting = one.client.control.sent[-1]
+    assert (name, kwargs) == ("ping", {"timeout": PING_TIMEOUT})
+    if answer is None:
+        one.clock.advance(2 * PING_TIMEOUT)
+    elif isinstance(answer, Exception):
+        waiting.errback(answer)
+    else:
+        waiting.callback(answer)
+    assert said[-1] == (f"the bridge serves 2 tasks of 'app' (prefix celery) as bridge@realm1; {workers}")
