@@ -247,6 +247,7 @@ class TwistedCelery:
             handlers,
             state=state,
             binding=self._binding,
+            seconds=self._reactor.seconds,
             wakeup=self._control.heartbeat if wakeup else None,
             options=options,
         )
