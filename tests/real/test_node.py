@@ -11,10 +11,13 @@ import os
 import re
 import socket
 import subprocess
+import sys
+import time
 import urllib.parse
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
 
@@ -34,7 +37,7 @@ from twisted.internet.threads import deferToThread
 from tests.support.debian import require
 from tests.support.node import CrossbarNode
 from tests.support.ports import free_port
-from tests.support.process import ROOT, python_program
+from tests.support.process import ROOT, SOURCES, Process, python_program
 from tests.support.rabbitmq import RabbitMQ
 from twistedcelery import ConfigurationError, TwistedCelery
 from twistedcelery.demo.files import node_config, secret_variables
@@ -42,6 +45,9 @@ from twistedcelery.wamp.bridge import Bridge
 from twistedcelery.wamp.config import Configuration
 from twistedcelery.wamp.operators.worker_commands import worker_commands
 from twistedcelery.wamp.tasks.exposed import load_application
+
+#: Seconds for a client of the tests' node to send a request.
+CLIENT_TIMEOUT = 2
 
 #: Who signs requests to ``/call``.
 KEY = "twistedcelery"
@@ -240,6 +246,8 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CrossbarNode]:
     port = free_port()
     config = node_config(ROOT, port)
     config["workers"] = [worker for worker in config["workers"] if worker["type"] == "router"]
+    # As shipped it is longer than a test should take.
+    config["workers"][0]["transports"][0]["options"]["client_timeout"] = CLIENT_TIMEOUT
     node = CrossbarNode(tmp_path_factory.mktemp("node"), config, port=port, env=SECRETS)
     try:
         node.start()
@@ -356,6 +364,78 @@ def test_websocket_from_a_page(node: CrossbarNode, origin: str, status: int) -> 
         connection.sendall(request.encode())
         answer = connection.recv(4096).decode()
     assert answer.split()[1] == str(status)
+
+
+@pytest_twisted.ensureDeferred
+async def test_half_a_request(node: CrossbarNode) -> None:
+    """A client that does not finish its request is disconnected; a WebSocket that says nothing stays."""
+
+    def half() -> bytes:
+        with socket.create_connection(("127.0.0.1", node.port), timeout=30) as connection:
+            connection.sendall(b"POST /call HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 10\r\n\r\n{")
+            return connection.recv(1)
+
+    async with registrar(node), client(node, "operator", TICKETS["operator"]) as session:
+        assert await deferToThread(half) == b""
+        assert await session.call(TASK, 2, 3) == 5
+
+
+def test_limits_for_clients() -> None:
+    """No client holds a connection for ever, and Crossbar caches no name that callers choose."""
+    (router, _) = node_config(ROOT, 8080)["workers"]
+    (transport,) = router["transports"]
+    assert transport["options"] == {"client_timeout": 30}
+    assert transport["max_connections"] == 2000
+    assert transport["endpoint"]["user_timeout"] == 20_000
+    cached = {
+        role["name"]
+        for role in router["realms"][0]["roles"]
+        for permission in role["permissions"]
+        if permission["cache"]
+    }
+    assert cached == {"bridge"}
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_bridge_is_killed(node: CrossbarNode, rabbitmq: RabbitMQ, tmp_path: Path) -> None:
+    """Where it is no container of the node, the router and its sessions stay, and the next bridge serves."""
+    with rabbitmq.vhost() as broker:
+        env = {
+            **SECRETS,
+            "CELERY_BROKER_URL": broker,
+            "CELERY_RESULT_BACKEND": "rpc://",
+            "PYTHONPATH": os.pathsep.join(SOURCES),
+        }
+        command = [sys.executable, "-m", "twistedcelery.cli", "bridge", "--url", node.url, "-A", "my_app"]
+        bridge = Process(command, directory=tmp_path, name="bridge", env=env)
+        bridge.start()
+        try:
+            async with client(node, "browser", None) as caller:
+                await until_served(caller)
+                # No worker answers it.
+                call = caller.call(TASK, 2, 3)
+                assert (await caller.call("celery_api.status"))["in_flight"] == 1
+                bridge.kill()
+                with pytest.raises(ApplicationError) as ended:
+                    await call
+                assert ended.value.error == ApplicationError.CANCELED
+                bridge.start()
+                await until_served(caller)
+        finally:
+            bridge.kill()
+
+
+async def until_served(caller: Client) -> None:
+    """Wait until a bridge answers."""
+    while True:
+        try:
+            await caller.call("celery_api.status")
+        except ApplicationError as error:
+            if error.error != ApplicationError.NO_SUCH_PROCEDURE:
+                raise
+            await deferToThread(time.sleep, 0.05)
+        else:
+            return
 
 
 def test_listens_on_the_loopback_interface_only(node: CrossbarNode) -> None:
