@@ -275,6 +275,7 @@ def bridge_for(realm: str, extra: Mapping[str, Any] | None, reactor: Any) -> Bri
             reactor,
             publish_timeout=config.publish_timeout,
             terminate=config.terminate,
+            max_reply_bytes=config.max_reply_bytes,
             disconnect_at_shutdown=False,
         )
         bridge = _bridges[key] = Bridge(config, app, reactor, client, realm=realm)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from autobahn.twisted.wamp import ApplicationSession
 from autobahn.wamp.exception import ApplicationError
-from autobahn.wamp.message import Event, Interrupt, Invocation
+from autobahn.wamp.message import Error, Event, Interrupt, Invocation
 from autobahn.wamp.types import RegisterOptions, SubscribeOptions
 from twisted.internet import defer
 from twisted.internet.defer import Deferred, DeferredList, succeed
@@ -23,6 +23,7 @@ from twistedcelery.wamp.router.authentication import AUTHID_VARIABLE, TICKET_VAR
 from twistedcelery.wamp.router.bridge_topics import BridgeTopics, describe_process
 from twistedcelery.wamp.router.container import Component, component_of, joined_component
 from twistedcelery.wamp.router.registrations import Registrations
+from twistedcelery.wamp.router.unreadable import Unreadable, keep_session
 from twistedcelery.wamp.values import MAX_SIZE
 
 if TYPE_CHECKING:
@@ -117,6 +118,7 @@ class CeleryBridge(ApplicationSession):
             self._give_up(f"the bridge cannot start: {error}")
             return
         self._open = OpenInvocations(self._bridge.errors, self)
+        keep_session(self.transport, self._unreadable)
         credentials = Credentials.from_environment(os.environ)
         if credentials is None:
             self.join(self.config.realm)
@@ -232,6 +234,16 @@ class CeleryBridge(ApplicationSession):
             _log.debug("a call ended with {uri}", uri=error.error)
         else:
             _log.failure("the bridge's session failed", failure=fail)
+
+    def _unreadable(self, message: Unreadable) -> None:
+        if self._bridge is None or message.kind != Invocation.MESSAGE_TYPE:
+            _log.warn("an event is dropped: {reason}", reason=message.reason)
+            return
+        error = self._bridge.errors.make(
+            "invalid_arguments", f"the bridge cannot decode the call: {message.reason}"
+        )
+        transport: Any = self.transport
+        transport.send(Error(Invocation.MESSAGE_TYPE, message.number, error.error, args=list(error.args)))
 
     def _drain(self) -> Deferred[None]:
         # Subscriptions before procedures: while the bridge holds the leader's, no other bridge takes over.

@@ -32,6 +32,7 @@ def test_the_defaults():
         max_expires=86400.0,
         expires=(),
         max_items=20_000,
+        max_reply_bytes=2**24,
         drain_timeout=10.0,
         publish_timeout=10.0,
         call_timeout=None,
