@@ -12,6 +12,7 @@ from twisted.internet.interfaces import IReactorCore
 from twistedcelery._deferreds import Waiters
 from twistedcelery.calls.dispatch import Route
 from twistedcelery.calls.dispatcher import Dispatcher, Pacer
+from twistedcelery.calls.doubts import Doubts
 from twistedcelery.calls.lost import LostCalls
 from twistedcelery.calls.task import TwistedTask
 from twistedcelery.errors import Disconnected, InvalidCall
@@ -83,7 +84,10 @@ class TwistedCelery:
         clock = time.perf_counter if isinstance(transport, str) else transport.pacing_clock
         pacer = Pacer(reactor, clock)
         self._lost = LostCalls(app, reactor, self._binding, pending, self._control, lost_after)
-        route = Route(pending, self._backend, pacer, self._lost, reactor, publish_timeout, terminate)
+        self._doubts = Doubts(reactor, pending)
+        route = Route(
+            pending, self._backend, pacer, self._lost, self._doubts, reactor, publish_timeout, terminate
+        )
         self._dispatcher = Dispatcher(self._binding, route, self._revoker)
         self._is_disconnecting = False
         self._is_disconnected = False
@@ -253,6 +257,7 @@ class TwistedCelery:
     def _close(self) -> Deferred[Any]:
         self._lost.stop()
         self._dispatcher.end_all()
+        self._doubts.stop()
         self._pending.fail_all(
             lambda waiting: Disconnected(
                 f"task {waiting.task_name} [{waiting.task_id}]: the client was disconnected before its "

@@ -127,7 +127,7 @@ class PublishRejected(PublishError):
 
 
 class PublishUnconfirmed(PublishError):
-    """The message was sent, and its confirmation did not come.
+    """The message was sent, and its confirmation did not come, nor a state of its task in that time.
 
     The broker may or may not have the task. It is sent again only for a caller who passed
     ``retry=True``, and then under the same task id.

@@ -10,7 +10,13 @@ from celery import Celery, group
 from tests.support.outcomes import error_of, outcomes_of
 from tests.support.transport import bare_app, pacer_of
 from twistedcelery.calls.dispatch import TRANSITIONS, Event, State
-from twistedcelery.errors import CallCancelled, PublishRejected, PublishUnconfirmed
+from twistedcelery.errors import (
+    CallCancelled,
+    Disconnected,
+    PublishRejected,
+    PublishUnconfirmed,
+    ReplyUndecodable,
+)
 
 OPEN = [State.QUEUED, State.ENCODED, State.WATCHED, State.PUBLISHED, State.CONFIRMED]
 
@@ -156,3 +162,104 @@ def test_an_event_that_is_lost_does_not_hold_up_its_task(transport):
     event.fail(PublishUnconfirmed("lost"))
     transport.replies.reply(call.task_id, "SUCCESS", 3)
     assert outcomes_of(call) == [3]
+
+
+# Lost confirmations
+
+
+@pytest.mark.parametrize("state", ["STARTED", "SUCCESS", "unreadable"])
+@pytest.mark.parametrize("road", ROADS)
+def test_a_state_proves_that_the_broker_had_the_message(transport, road, state):
+    """A call whose confirmation was lost is published once its task has a state, and ends as the task."""
+    client = transport.client(app_with_add())
+    call = ROADS[road](client)
+    outcomes, published = outcomes_of(call), outcomes_of(call.published)
+    transport.written.last.fail(PublishUnconfirmed("lost"))
+    transport.clock.advance(9)
+    assert (outcomes, published) == ([], [])
+    if state == "unreadable":
+        transport.replies.fail(call.task_id, ReplyUndecodable("no"))
+        assert type(outcomes[0]) is ReplyUndecodable
+    else:
+        transport.replies.reply(call.task_id, state, 3)
+        transport.clock.advance(3)
+        assert outcomes == ([3] if state == "SUCCESS" else [])
+        transport.replies.reply(call.task_id, "SUCCESS", 3)
+        assert outcomes == [3]
+    assert published == [None]
+
+
+def test_a_call_without_a_sign_of_life_is_unconfirmed(transport):
+    """It ends when its time for publishing is over, with the error that the transport had."""
+    client = transport.client(publish_timeout=20)
+    calls = [client.send_task("tasks.add"), client.send_task("tasks.add", confirm_timeout=5)]
+    outcomes = [outcomes_of(call) for call in calls]
+    for publication in transport.written.publications:
+        publication.fail(PublishUnconfirmed("reset by peer"))
+    transport.clock.advance(5)
+    assert [len(each) for each in outcomes] == [0, 1]
+    transport.clock.advance(15)
+    assert [str(*each) for each in outcomes] == ["reset by peer"] * 2
+    assert client.in_flight == 0
+    assert transport.clock.getDelayedCalls() == []
+
+
+@pytest.mark.parametrize("end", ["cancel", "disconnect"])
+def test_a_doubtful_call_can_end_otherwise(transport, end):
+    """A cancelled one is revoked, since the broker may have it; no timer is left of it."""
+    client = transport.client()
+    call = client.send_task("tasks.add")
+    transport.written.last.fail(PublishUnconfirmed("lost"))
+    if end == "cancel":
+        call.cancel()
+        error_of(call, CallCancelled)
+        transport.turn()
+        assert call.task_id.encode() in transport.written.last.message.body
+        transport.written.last.confirm()
+    else:
+        client.disconnect()
+        error_of(call, Disconnected)
+    assert client._pending._next_states == {}
+    client.disconnect()
+    assert transport.clock.getDelayedCalls() == []
+
+
+def test_a_doubtful_call_without_a_result(transport):
+    """No state can come of a task whose result is ignored, so its call does not wait for one."""
+    client = transport.client()
+    call = client.send_task("tasks.add", ignore_result=True)
+    transport.written.last.fail(PublishUnconfirmed("lost"))
+    error_of(call, PublishUnconfirmed)
+
+
+def test_a_doubtful_part_of_a_canvas(transport):
+    """Each message of a group has its own doubt; the call is published when all are settled."""
+    client = transport.client(app_with_add())
+    add = client.app.tasks["tasks.add"]
+    call = client.apply_async(group(add.s(1, n) for n in range(3)))
+    outcomes, published = outcomes_of(call), outcomes_of(call.published)
+    first, second, third = transport.written.publications
+    first.fail(PublishUnconfirmed("lost"))
+    second.fail(PublishUnconfirmed("lost"))
+    third.confirm()
+    for publication in (first, second):
+        assert published == []
+        transport.replies.reply(publication.message.task_id, "SUCCESS", 1)
+    assert published == [None]
+    transport.replies.reply(third.message.task_id, "SUCCESS", 1)
+    assert outcomes == [[1, 1, 1]]
+    client.disconnect()
+    assert transport.clock.getDelayedCalls() == []
+
+
+def test_two_doubtful_calls_of_one_task(transport):
+    """A sign of life counts for both; what the first one's caller does to the second one is no error."""
+    client = transport.client()
+    first, second = (client.send_task("tasks.add", task_id="same") for _ in range(2))
+    for publication in transport.written.tasks():
+        publication.fail(PublishUnconfirmed("lost"))
+    first.published.addCallback(lambda _: second.cancel())
+    transport.replies.reply("same", "STARTED")
+    error_of(second, CallCancelled)
+    transport.replies.reply("same", "SUCCESS", 3)
+    assert outcomes_of(first) == [3]

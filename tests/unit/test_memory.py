@@ -192,6 +192,7 @@ def test_a_broker_lost_before_the_confirmation(shop):
     assert outcomes_of(confirmed.published) == []
     shop.transport.sent[0].confirm()
     shop.transport.go_away()
+    shop.clock.advance(10)
     assert [type(outcome) for outcome in outcomes_of(lost)] == [PublishUnconfirmed]
     shop.transport.come_back()
     shop.transport.sent[0].run()

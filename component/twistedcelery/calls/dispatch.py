@@ -14,9 +14,10 @@ from twisted.python.failure import Failure
 from twistedcelery._deferreds import all_done
 from twistedcelery._types import Clock
 from twistedcelery.calls.call import TaskDeferred
+from twistedcelery.calls.doubts import Doubt, Doubts
 from twistedcelery.calls.lost import LostCalls
 from twistedcelery.encoding.message import Encoded, OutgoingMessage
-from twistedcelery.errors import NoResultBackend, TwistedCeleryError
+from twistedcelery.errors import NoResultBackend, PublishUnconfirmed, TwistedCeleryError
 from twistedcelery.results.backend import ResultBackend
 from twistedcelery.results.join import Join
 from twistedcelery.results.pending import PendingResults
@@ -76,6 +77,7 @@ class Route:
     :ivar backend: makes results, and joins them
     :ivar pacer: spreads bursts over reactor turns
     :ivar lost: finds out what became of calls that wait long
+    :ivar doubts: messages whose confirmation was lost
     :ivar clock: for time limits
     :ivar publish_timeout: seconds for the broker to take messages that set no limit of their own
     :ivar terminate: whether cancelling a call kills the processes that run its tasks
@@ -86,6 +88,7 @@ class Route:
     backend: ResultBackend
     pacer: Pacer
     lost: LostCalls
+    doubts: Doubts
     clock: Clock
     publish_timeout: float
     terminate: bool
@@ -104,11 +107,13 @@ class Dispatch:
     """
 
     __slots__ = (
+        "_doubts",
         "_encode",
         "_is_revoked",
         "_is_taken",
         "_join",
         "_publications",
+        "_published_at",
         "_route",
         "_transport",
         "_unconfirmed",
@@ -130,6 +135,8 @@ class Dispatch:
         self._join: Join | None = None
         self._waits = False
         self._publications: list[Deferred[None]] = []
+        self._published_at = 0.0
+        self._doubts: list[Doubt] = []
         self._unconfirmed = 0
         #: Whether the broker has, or may have, any of its messages.
         self._is_taken = False
@@ -202,6 +209,7 @@ class Dispatch:
     def _publish(self, messages: Sequence[OutgoingMessage]) -> None:
         if not self._move(Event.PUBLISH):
             return
+        self._published_at = self._route.clock.seconds()
         # One more until all are handed over, so that what is confirmed at once does not end it early.
         self._unconfirmed = 1
         for message in messages:
@@ -250,6 +258,31 @@ class Dispatch:
             # Its caller cancelled after the message had left: the broker may have the task.
             self._revoke()
             return
+        if failure.check(PublishUnconfirmed) and self._may_live(failure, message):
+            return
+        self._refuse_message(failure, message)
+
+    def _may_live(self, failure: Failure, message: OutgoingMessage) -> bool:
+        """Wait, within the time for publishing, for a state of a task whose confirmation was lost."""
+        allowed = message.confirm_timeout
+        if allowed is None:
+            allowed = self._route.publish_timeout
+        left = self._published_at + allowed - self._route.clock.seconds()
+        expects_states = self._waits or self._join is not None
+        if left <= 0 or not expects_states or self.state is not State.PUBLISHED:
+            return False
+        assert message.task_id is not None
+
+        def settled(is_alive: bool) -> None:
+            if is_alive:
+                self._confirmed(None, message)
+            else:
+                self._refuse_message(failure, message)
+
+        self._doubts.append(self._route.doubts.add(message.task_id, left, settled))
+        return True
+
+    def _refuse_message(self, failure: Failure, message: OutgoingMessage) -> None:
         if len(self._publications) > 1 and isinstance(failure.value, TwistedCeleryError):
             name = message.headers.get("task", "a task")
             error = type(failure.value)(f"{name} [{message.task_id}]: {failure.value}")
@@ -327,6 +360,8 @@ class Dispatch:
         self._route.lost.discard(self.task_id)
         if self._waits:
             self._route.pending.discard(self)
+        for doubt in self._doubts:
+            self._route.doubts.discard(doubt)
         if self._join is not None:
             for member in self._join.members:
                 self._route.lost.discard(member.task_id)

@@ -73,6 +73,7 @@ class PendingResults:
         # A caller may reuse a task id while its first call waits: both get the result.
         self._waiting: dict[str, list[Waiting]] = {}
         self._retried: set[str] = set()
+        self._next_states: dict[str, list[Callable[[], None]]] = {}
 
     def add(self, waiting: Waiting) -> Deferred[None] | None:
         """Wait for a task. Done before the task is published, so that no reply is missed.
@@ -97,6 +98,18 @@ class PendingResults:
         """Whether a task that is waited for has had the state ``RETRY``."""
         return task_id in self._retried
 
+    def on_next_state(self, task_id: str, callback: Callable[[], None]) -> None:
+        """Call back once, before the next state of a task is passed on, whether or not it can be read."""
+        self._next_states.setdefault(task_id, []).append(callback)
+
+    def ignore_next_state(self, task_id: str, callback: Callable[[], None]) -> None:
+        """Undo `on_next_state`, if it has not called back."""
+        callbacks = self._next_states.get(task_id, [])
+        if callback in callbacks:
+            callbacks.remove(callback)
+            if not callbacks:
+                del self._next_states[task_id]
+
     def update(self, task_id: str, state: str, meta: Any) -> None:
         """Pass on a state that no worker has stored."""
         for waiting in tuple(self._waiting.get(task_id, ())):
@@ -115,6 +128,7 @@ class PendingResults:
     def state_changed(self, task_id: str, meta: Mapping[str, Any]) -> None:
         """Pass a state on to what waits for the task; a final state ends the waiting."""
         state = meta["status"]
+        self._has_state(task_id)
         if state not in FINAL_STATES:
             self.states.note(task_id, meta)
             if state == RETRY and task_id in self._waiting:
@@ -131,6 +145,7 @@ class PendingResults:
 
     def reply_failed(self, task_id: str, error: ResultError) -> None:
         """Fail what waits for a task whose reply cannot be read."""
+        self._has_state(task_id)
         for waiting in self._take(task_id):
             waiting.fail(error)
 
@@ -139,6 +154,11 @@ class PendingResults:
         for task_id in list(self._waiting):
             for waiting in self._take(task_id):
                 waiting.fail(make_error(waiting))
+
+    def _has_state(self, task_id: str) -> None:
+        if task_id in self._next_states:
+            for callback in self._next_states.pop(task_id):
+                callback()
 
     def _take(self, task_id: str) -> list[Waiting]:
         several = self._waiting.pop(task_id, None)

@@ -10,6 +10,7 @@ import pytest_twisted
 from twisted.internet.threads import deferToThread
 
 import twistedcelery
+from tests.real.transports.relay import Relay
 from tests.support.ports import free_port
 from tests.support.taskapp import create_app
 from tests.support.waiting import all_outcomes, until
@@ -42,7 +43,7 @@ async def test_calls_made_around_a_killed_broker_all_end(rabbitmq_node, worker, 
     """Calls before, during and after the outage each end once: with the result, or with a named error."""
     url = rabbitmq_node.broker.url
     await deferToThread(worker, broker=url)
-    tx_app = new_client(create_app(url, "rpc://"), publish_timeout=60)
+    tx_app = new_client(create_app(url, "rpc://"), publish_timeout=20)
     assert await tx_app.send_task("taskapp.add", args=(0, 0)) == 0
     await deferToThread(rabbitmq_node.broker.sync)
     before = [tx_app.send_task("taskapp.add", args=(n, 0)) for n in range(300)]
@@ -75,7 +76,7 @@ async def test_retry_true_sends_again_under_the_same_id(rabbitmq_node, worker, n
     await deferToThread(rabbitmq_node.broker.sync)
     await deferToThread(rabbitmq_node.freeze)
     allowed = tx_app.send_task("taskapp.request_info", retry=True)
-    not_allowed = tx_app.send_task("taskapp.add", args=(1, 2))
+    not_allowed = tx_app.send_task("taskapp.add", args=(1, 2), confirm_timeout=5)
     not_allowed.addErrback(lambda failure: failure)
     # Both go to the frozen broker's socket, which confirms nothing.
     await until(lambda: len(tx_app._binding.bound.publisher._unconfirmed) == 2, what="both are sent")
@@ -113,6 +114,57 @@ async def test_a_broker_under_a_memory_alarm(rabbitmq_node, worker, new_client, 
     assert await all_outcomes([first, *waiting]) == [str(ran)] * 21
     assert ran.read_text().count("ran") == 21
     assert tx_app.connected
+
+
+@pytest.fixture
+def relay(rabbitmq):
+    """The network between a client and the run's RabbitMQ."""
+    relay = Relay(rabbitmq.port)
+    yield relay
+    relay.down()
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("silent", ["from_clients", "from_server"])
+@pytest_twisted.ensureDeferred
+async def test_a_silent_network(relay, rabbitmq, broker_url, worker, new_client, silent):
+    """With Celery's default heartbeat: both connections are given up, and no call is in doubt afterwards."""
+    await deferToThread(worker, pool="threads", concurrency=2)
+    url = broker_url.replace(f":{rabbitmq.port}/", f":{relay.port}/")
+    tx_app = new_client(create_app(url, "rpc://", broker_connection_timeout=1), publish_timeout=2)
+    before = tx_app.send_task("taskapp.sleep", args=(1,))
+    await before.published
+    relay.hold(**{silent: True})
+    doubtful = [tx_app.send_task("taskapp.add", args=(1, 2)) for _ in range(5)]
+    assert {type(each) for each in await all_outcomes(doubtful)} == {twistedcelery.PublishUnconfirmed}
+    await until(lambda: not tx_app.broker_connected and not tx_app.backend_connected, seconds=10)
+    certain = [tx_app.send_task("taskapp.add", args=(1, 2)) for _ in range(20)]
+    assert {type(each) for each in await all_outcomes(certain)} == {twistedcelery.BrokerUnavailable}
+    relay.release()
+    assert await before == 1
+    await until(lambda: tx_app.connected)
+    assert await tx_app.send_task("taskapp.add", args=(1, 2)) == 3
+
+
+@pytest.mark.timeout(120)
+@pytest_twisted.ensureDeferred
+async def test_lost_confirmations_of_tasks_that_run(
+    relay, rabbitmq, broker_url, worker, new_client, tmp_path
+):
+    """A connection goes with 50 confirmations: the calls end with their results all the same."""
+    await deferToThread(worker, pool="threads", concurrency=2)
+    url = broker_url.replace(f":{rabbitmq.port}/", f":{relay.port}/")
+    tx_app = new_client(create_app(url, "rpc://"))
+    assert await tx_app.send_task("taskapp.add", args=(1, 2)) == 3
+    relay.hold(from_server=True)
+    ran = tmp_path / "ran"
+    calls = [tx_app.send_task("taskapp.touch", args=(str(ran),)) for _ in range(50)]
+    await until(lambda: ran.exists() and ran.read_text().count("ran") == 50, what="all have run")
+    await deferToThread(relay.down)
+    relay.up()
+    assert await all_outcomes([call.published for call in calls]) == [None] * 50
+    assert await all_outcomes(calls) == [str(ran)] * 50
+    assert ran.read_text().count("ran") == 50
 
 
 @pytest.mark.timeout(120)

@@ -102,7 +102,7 @@ async def test_a_broker_that_stops_reading_is_given_up(rabbitmq_node, new_client
     await deferToThread(rabbitmq_node.freeze)
     begun = time.monotonic()
     with pytest.raises(twistedcelery.PublishUnconfirmed, match="heartbeat"):
-        await tx_app.send_task("taskapp.echo", args=("x" * 20_000_000,))
+        await tx_app.send_task("taskapp.echo", args=("x" * 20_000_000,), confirm_timeout=15)
     assert time.monotonic() - begun < 30
     await deferToThread(rabbitmq_node.thaw)
 

@@ -24,6 +24,8 @@ class Relay:
 
     def up(self) -> None:
         """Take connections, and forward them."""
+        # Whether what clients, and what the server, send is held back.
+        self._held = (False, False)
         # All descriptors are there when this returns, for tests that count theirs.
         listener = socket.create_server(("127.0.0.1", self.port))
         self._stop, stopped = socket.socketpair()
@@ -38,26 +40,45 @@ class Relay:
             self._thread.join()
             self._thread = None
 
+    def hold(self, *, from_clients: bool = False, from_server: bool = False) -> None:
+        """Forward nothing from these sides any more, as a silent network does; `release` delivers it."""
+        self._held = (from_clients, from_server)
+        self._stop.send(b"!")
+
+    def release(self) -> None:
+        """Forward everything, from both sides."""
+        self.hold()
+
     def _run(self, selector: selectors.BaseSelector, listener: socket.socket, stopped: socket.socket) -> None:
         peers: dict[socket.socket, socket.socket] = {}
+        from_server: set[socket.socket] = set()
         with selector, listener, stopped:
             selector.register(listener, selectors.EVENT_READ)
             selector.register(stopped, selectors.EVENT_READ)
             while True:
                 for key, _ in selector.select():
                     ready = key.fileobj
-                    if ready is stopped:
-                        for end in peers:
-                            end.close()
-                        return
-                    if ready is listener:
+                    if ready in peers:
+                        self._forward(ready, peers, selector)
+                    elif ready is listener:
                         client, _ = listener.accept()
                         server = socket.create_connection(("127.0.0.1", self._target))
                         peers |= {client: server, server: client}
-                        selector.register(client, selectors.EVENT_READ)
-                        selector.register(server, selectors.EVENT_READ)
-                    elif ready in peers:
-                        self._forward(ready, peers, selector)
+                        from_server.add(server)
+                    elif ready is stopped and not stopped.recv(100):
+                        for end in peers:
+                            end.close()
+                        return
+                self._read(peers, from_server, selector)
+
+    def _read(self, peers: dict, from_server: set[socket.socket], selector: selectors.BaseSelector) -> None:
+        """Read what is not held back from now on."""
+        for end in peers:
+            is_read, is_held = end in selector.get_map(), self._held[end in from_server]
+            if is_read and is_held:
+                selector.unregister(end)
+            elif not is_read and not is_held:
+                selector.register(end, selectors.EVENT_READ)
 
     def _forward(self, ready: socket.socket, peers: dict, selector: selectors.BaseSelector) -> None:
         try:

@@ -2,11 +2,12 @@
 
 `publisher`, `results` and `subscriber` each keep a `twistedcelery.transports.connection`, which asks
 `brokers` where to connect and makes one `link` after another; `declarer` declares queues and
-exchanges. pika is imported in `link` alone.
+exchanges, and `silence` finds out that a broker is gone without a word. pika is imported in `link` alone.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from kombu.utils.uuid import uuid
@@ -55,4 +56,4 @@ def _connection(setup: Setup, kombu: Any, user: Any) -> Connection[AmqpLink]:
     :param kombu: has the brokers' URLs; it is never connected
     """
     brokers = Brokers(kombu, setup.reactor, setup.app.conf.broker_heartbeat or 0)
-    return Connection(brokers, user, setup.reactor, backoff, open_link)
+    return Connection(brokers, user, setup.reactor, backoff, partial(open_link, answer_time=setup.timeout))

@@ -25,6 +25,7 @@ from twistedcelery.errors import BrokerAccessRefused, BrokerUnavailable, EncodeE
 from twistedcelery.transports.amqp.brokers import AmqpParameters
 from twistedcelery.transports.amqp.declare import Declaration
 from twistedcelery.transports.amqp.delivery import Delivery
+from twistedcelery.transports.amqp.silence import SilenceWatch
 from twistedcelery.transports.amqp.wire import DeliveryReader, encode_properties, publish_frames
 from twistedcelery.transports.connection import Refused, caused
 
@@ -32,17 +33,18 @@ __all__ = ["AmqpChannel", "AmqpLink", "open_link"]
 
 
 def open_link(
-    endpoint: IStreamClientEndpoint, parameters: AmqpParameters, reactor: Clock
+    endpoint: IStreamClientEndpoint, parameters: AmqpParameters, reactor: Clock, answer_time: float
 ) -> defer.Deferred[AmqpLink]:
     """Connect and shake hands.
 
+    :param answer_time: seconds in which a link ends whose broker is gone without a word
     :return: fires with the link once the broker has accepted it. It fails with
         `BrokerAccessRefused` or another `BrokerUnavailable`. Cancelling it drops the connection;
         there is no other limit on the time it takes.
     """
 
     def opened(protocol: _Protocol) -> defer.Deferred[AmqpLink]:
-        return protocol.opened.addCallback(lambda _: AmqpLink(protocol))
+        return protocol.opened.addCallback(lambda _: AmqpLink(protocol, reactor, answer_time))
 
     def translate(failure: Failure) -> Failure:
         if failure.check(defer.CancelledError, BrokerUnavailable):
@@ -58,13 +60,36 @@ def open_link(
 class AmqpLink:
     """An open AMQP connection; it ends once, and is not used again."""
 
-    def __init__(self, protocol: _Protocol) -> None:
+    def __init__(self, protocol: _Protocol, reactor: Clock, answer_time: float) -> None:
         self._protocol = protocol
         self._closing = False
+        self._asking: defer.Deferred[AmqpChannel | None] | None = None
+        self._watch = SilenceWatch(self, reactor, answer_time)
+        self.on_lost(lambda _: self._watch.stop())
 
     def on_lost(self, callback: Callable[[BrokerUnavailable], None]) -> None:
         """Call back once, when the connection has ended on either side."""
         self._protocol.when_lost(callback)
+
+    def allow_silence(self, condition: Callable[[], bool]) -> None:
+        """Do not take the broker for gone while a condition holds."""
+        self._watch.is_normal = condition
+
+    @property
+    def received(self) -> int:
+        """How many bytes have come."""
+        return self._protocol.received
+
+    def ask(self) -> None:
+        """Ask the broker for something that changes nothing, on a channel that is kept for that."""
+        if self._asking is None:
+            self._asking = self.open_channel().addErrback(_link_lost)
+        else:
+            self._asking.addCallback(_ask)
+
+    def give_up(self, why: str) -> None:
+        """End the connection now, since the broker is gone."""
+        self._protocol.abort(BrokerUnavailable(why))
 
     def on_blocked(self, blocked: Callable[[str], None], unblocked: Callable[[], None]) -> None:
         """Call back each time the broker stops, and begins again, to read what is published.
@@ -111,6 +136,17 @@ class AmqpLink:
         self._protocol.abort()
 
 
+def _ask(channel: AmqpChannel | None) -> AmqpChannel | None:
+    if channel is not None:
+        channel.ask()
+    return channel
+
+
+def _link_lost(failure: Failure) -> None:
+    """`AmqpLink.on_lost` calls back."""
+    failure.trap(BrokerUnavailable)
+
+
 class AmqpChannel:
     """A channel: publish with confirms, consume, declare."""
 
@@ -126,6 +162,10 @@ class AmqpChannel:
     def on_closed(self, callback: Callable[[Refused | BrokerUnavailable], None]) -> None:
         """Call back once, when the broker has closed the channel, or the connection has ended."""
         self._calls.on_closed.addBoth(lambda reason: callback(_channel_error(reason)))
+
+    def ask(self) -> None:
+        """Have the broker answer."""
+        self._call("basic_qos", {"prefetch_count": 0}).addErrback(_link_lost)
 
     def _fail_when_closed(self, ready: defer.Deferred[None]) -> None:
         self.on_closed(lambda reason: settle(ready, Failure(reason)))
@@ -290,12 +330,17 @@ class _Protocol(TwistedProtocolConnection):
         self._reason: BaseException | None = None
         self._lost_callbacks: list[Callable[[BrokerUnavailable], None]] = []
         self._lost: BrokerUnavailable | None = None
+        self._given_up: BrokerUnavailable | None = None
         self._clock = reactor
         self._resting: Timer | None = None
         self.opened: defer.Deferred[None] = defer.Deferred(canceller=lambda _: self.abort())
         self.ready.addCallbacks(lambda _: self.opened.callback(None), self._not_opened)
         self.deliveries = DeliveryReader(super().dataReceived)
         self._impl._adapter_disconnect_stream = self._disconnect_stream  # noqa: SLF001  # see there
+
+    @property
+    def received(self) -> int:
+        return int(self._impl.bytes_received)
 
     def dataReceived(self, data: bytes) -> None:
         # pika checks this to see whether the broker is alive; it does not get all frames.
@@ -338,7 +383,7 @@ class _Protocol(TwistedProtocolConnection):
         if self._resting is not None:
             self._resting.cancel()
             self._resting = None
-        self._lost = _connection_error(self._reason or reason.value)
+        self._lost = self._given_up or _connection_error(self._reason or reason.value)
         callbacks, self._lost_callbacks = self._lost_callbacks, []
         for callback in callbacks:
             callback(self._lost)
@@ -349,7 +394,8 @@ class _Protocol(TwistedProtocolConnection):
         else:
             self._lost_callbacks.append(callback)
 
-    def abort(self) -> None:
+    def abort(self, reason: BrokerUnavailable | None = None) -> None:
+        self._given_up = self._given_up or reason
         if self.transport is not None:
             self.transport.abortConnection()
 

@@ -9,7 +9,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from twistedcelery._types import Clock
+from twistedcelery._types import Clock, Timer
 from twistedcelery.errors import (
     BrokerUnavailable,
     PublishRejected,
@@ -33,10 +33,14 @@ class AmqpPublisher(QueuedPublisher[AmqpLink, int]):
     """
 
     _last_tag = 0
+    _link: AmqpLink | None = None
     _channel: AmqpChannel | None = None
     _declarer: Declarer | None = None
     #: The longest body that the broker takes, in bytes, once it has refused a longer one.
     _max_size: int | None = None
+    #: When the broker has last confirmed something, or the first of what it has not confirmed was sent.
+    _confirmed_at = 0.0
+    _confirm_timer: Timer | None = None
 
     def __init__(self, reactor: Clock, publish_timeout: float, **limits: Any) -> None:
         super().__init__(reactor, publish_timeout, **limits)
@@ -47,9 +51,12 @@ class AmqpPublisher(QueuedPublisher[AmqpLink, int]):
 
     def prepare(self, link: AmqpLink) -> Deferred[None]:
         """Open the publishing channel of a new link."""
+        self._link = link
         self._declarer = Declarer(link)
         self._max_size = None
-        link.on_blocked(self._alarm_set, self.link_unblocked)
+        link.on_blocked(self._alarm_set, self._alarm_cleared)
+        # `_check_confirmations` has the time limit then, and the broker reads nothing while it blocks.
+        link.allow_silence(lambda: bool(self._unconfirmed) or self._blocked is not None)
         return self._open_channel(link)
 
     def _open_channel(self, link: AmqpLink) -> Deferred[None]:
@@ -69,11 +76,21 @@ class AmqpPublisher(QueuedPublisher[AmqpLink, int]):
             f"the broker takes no messages, since it is out of memory or disk space (it says {reason!r})"
         )
 
+    def _alarm_cleared(self) -> None:
+        self._confirmed_at = self._reactor.seconds()
+        self.link_unblocked()
+
+    def close(self) -> Deferred[None]:
+        """As `twistedcelery.transports.interface.Publisher.close`."""
+        self._stop_timer()
+        return super().close()
+
     def _has_link(self) -> bool:
         return self._channel is not None
 
     def _let_go(self) -> None:
-        self._channel = self._declarer = None
+        self._link = self._channel = self._declarer = None
+        self._stop_timer()
 
     def _has_room(self) -> bool:
         while self._suspects and self._suspects[0].settled:
@@ -129,7 +146,11 @@ class AmqpPublisher(QueuedPublisher[AmqpLink, int]):
             return
         publication.sent = True
         self._last_tag += 1
+        if not self._unconfirmed:
+            self._confirmed_at = self._reactor.seconds()
         self._unconfirmed[self._last_tag] = publication
+        if self._confirm_timer is None:
+            self._confirm_timer = self._reactor.callLater(self._publish_timeout, self._check_confirmations)
 
     def _returned(self, correlation_id: str | None, exchange: str, routing_key: str, reason: str) -> None:
         # Messages are returned in the order in which they were sent, before they are confirmed.
@@ -145,6 +166,7 @@ class AmqpPublisher(QueuedPublisher[AmqpLink, int]):
                 return
 
     def _confirmed(self, tag: int, multiple: bool, taken: bool) -> None:
+        self._confirmed_at = self._reactor.seconds()
         tags = list(takewhile(tag.__ge__, self._unconfirmed)) if multiple else [tag]
         # All of them first: a callback may do anything, disconnecting included.
         confirmed = [self._unconfirmed.pop(each) for each in tags if each in self._unconfirmed]
@@ -154,6 +176,29 @@ class AmqpPublisher(QueuedPublisher[AmqpLink, int]):
             else:
                 publication.fail(PublishRejected(f"{publication}: the broker refused it (basic.nack)"))
         self._pump()
+
+    def _check_confirmations(self) -> None:
+        """Give up a link on which confirmations have stopped to come."""
+        self._confirm_timer = None
+        if not self._unconfirmed or self._link is None:
+            return
+        now = self._reactor.seconds()
+        if self._blocked is not None:
+            self._confirmed_at = now
+        oldest = next(iter(self._unconfirmed.values())).message
+        # A large message over a slow network may be allowed more.
+        allowed = max(self._publish_timeout, oldest.confirm_timeout or 0.0)
+        left = self._confirmed_at + allowed - now
+        if left > 0:
+            self._confirm_timer = self._reactor.callLater(left, self._check_confirmations)
+        else:
+            self._channel = None
+            self._link.give_up(f"the broker has confirmed nothing for {allowed:g} s")
+
+    def _stop_timer(self) -> None:
+        if self._confirm_timer is not None:
+            self._confirm_timer.cancel()
+            self._confirm_timer = None
 
     # A channel that the broker closes
 

@@ -138,6 +138,13 @@ class FakeLink:
         else:
             self._lost_callbacks.append(callback)
 
+    def allow_silence(self, condition: Callable[[], bool]) -> None:
+        self.is_silence_allowed = condition
+
+    def give_up(self, why: str) -> None:
+        self.given_up = why
+        self._clock.callLater(0, self.lose, BrokerUnavailable(why))
+
     def on_blocked(self, blocked: Callable[[str], None], unblocked: Callable[[], None]) -> None:
         self.block, self.unblock = blocked, unblocked
 

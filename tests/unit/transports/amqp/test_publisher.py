@@ -435,8 +435,9 @@ def test_the_messages_own_limit_counts(scene):
 def test_expired_messages_keep_their_place_in_the_window(scene):
     """What the broker has not confirmed is still on its way, whether or not anybody waits for it."""
     scene = Scene(max_unconfirmed=1).up()
-    scene.publish_many("a")
-    scene.advance(10)
+    (expired,) = scene.publish_many("a", confirm_timeout=2)
+    scene.advance(2)
+    assert type(expired[0]) is PublishUnconfirmed
     scene.publish_many("b")
     assert scene.written() == ["a"]
     scene.channel.confirm(1, False, True)
@@ -499,6 +500,78 @@ def test_an_alarm_ends_with_its_link(scene):
     assert scene.publisher.connected
     assert scene.written() == ["a"]
     assert waiting == []
+
+
+# Silence
+
+
+def test_confirmations_that_stop_coming_end_the_link(scene):
+    """After the time allowed for publishing it is given up, and what comes next waits for another link."""
+    scene.up()
+    scene.publish_many("a")
+    scene.advance(4)
+    scene.channel.confirm(1, False, True)
+    scene.advance(5)
+    (unconfirmed,) = scene.publish_many("b")
+    scene.advance(9.9)
+    assert scene.publisher.connected
+    scene.advance(0.1)
+    assert scene.link.given_up == "the broker has confirmed nothing for 10 s"
+    (waiting,) = scene.publish_many("c")
+    scene.advance(0)
+    assert not scene.publisher.connected
+    assert scene.written() == ["a", "b"]
+    assert type(unconfirmed[0]) is PublishUnconfirmed
+    scene.come_back()
+    assert scene.written() == ["c"]
+    assert waiting == []
+
+
+def test_confirmations_that_come_slowly_keep_the_link(scene):
+    """As long as one comes now and then, however late, the network is not silent."""
+    scene.up()
+    scene.publish_many(*"abcdef")
+    for tag in range(1, 6):
+        scene.advance(8)
+        scene.channel.confirm(tag, False, True)
+    assert not hasattr(scene.link, "given_up")
+    scene.advance(10)
+    assert hasattr(scene.link, "given_up")
+
+
+def test_a_message_with_more_time_keeps_the_link(scene):
+    """What was given a minute may take a minute."""
+    scene.up()
+    scene.publish_many("large", confirm_timeout=60)
+    scene.advance(59)
+    assert not hasattr(scene.link, "given_up")
+    scene.advance(1)
+    assert hasattr(scene.link, "given_up")
+
+
+def test_a_blocked_link_is_not_given_up(scene):
+    """Under an alarm the broker confirms nothing; its time begins when the alarm ends."""
+    scene.up()
+    scene.publish_many("a")
+    scene.link.block("low on memory")
+    scene.advance(100)
+    scene.link.unblock()
+    scene.advance(9)
+    assert not hasattr(scene.link, "given_up")
+    scene.advance(1)
+    assert hasattr(scene.link, "given_up")
+
+
+def test_silence_means_nothing_while_confirmations_are_waited_for(scene):
+    """Then they have a time limit of their own, and under an alarm the broker reads nothing."""
+    scene.up()
+    assert not scene.link.is_silence_allowed()
+    scene.publish_many("a")
+    assert scene.link.is_silence_allowed()
+    scene.channel.confirm(1, False, True)
+    assert not scene.link.is_silence_allowed()
+    scene.link.block("low on memory")
+    assert scene.link.is_silence_allowed()
 
 
 # Losing the link
