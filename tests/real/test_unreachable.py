@@ -17,6 +17,7 @@ from tests.support.ports import free_port
 from tests.support.process import ROOT, SOURCES
 from tests.support.taskapp import create_app
 from tests.support.waiting import all_outcomes
+from twistedcelery import ResultBackendUnavailable
 
 #: Seconds that a 5 ms loop may be late while 100 calls are made and fail.
 _LATE = 0.100
@@ -72,6 +73,18 @@ async def test_calls_fail_in_time(port, broker, backend, options, error, new_cli
     else:
         calls = [tx_app.send_task("taskapp.add", args=(1, 2)) for _ in range(20)]
     assert {type(outcome).__name__ for outcome in await all_outcomes(calls)} == {error}
+    assert reactor.seconds() - begun < _TIMEOUT + 3
+
+
+@pytest.mark.parametrize("transport", ["auto", "threads"])
+@pytest_twisted.ensureDeferred
+async def test_a_question_about_a_result_fails_in_time(port, transport, new_client):
+    """The time that the client was given is the limit, natively and in a thread."""
+    url = f"redis://127.0.0.1:{port}/0"
+    tx_app = new_client(create_app(url, url), publish_timeout=_TIMEOUT, transport=transport)
+    begun = reactor.seconds()
+    with pytest.raises(ResultBackendUnavailable):
+        await tx_app.result("some-id").state
     assert reactor.seconds() - begun < _TIMEOUT + 3
 
 

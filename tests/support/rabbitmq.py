@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -93,6 +94,21 @@ class RabbitMQ:
         """Close all client connections, as an administrator does (AMQP 320, connection forced)."""
         self.eval('rabbit_networking:close_all_connections("closed by a test").')
 
+    def close_client_connections(self) -> int:
+        """As `close_connections`, for those of pika alone: workers, which have py-amqp's, are left alone.
+
+        :return: how many it closed
+        """
+        closed = self.eval(
+            "Product = fun(Connection) ->"
+            " [{_, Told}] = rabbit_networking:connection_info(Connection, [client_properties]),"
+            ' case lists:keyfind(<<"product">>, 1, Told) of {_, _, Name} -> Name; false -> none end end,'
+            'length([rabbit_networking:close_connection(Connection, "closed by a test")'
+            " || Connection <- rabbit_networking:connections(),"
+            ' (catch Product(Connection)) =:= <<"Pika Python Client Library">>]).'
+        )
+        return int(closed)
+
     def block_publishers(self) -> None:
         """Raise the memory alarm: connections that publish are blocked. See `unblock_publishers`."""
         self.eval("vm_memory_monitor:set_vm_memory_high_watermark({absolute, 1}).")
@@ -107,6 +123,14 @@ class RabbitMQ:
         Mnesia buffers its log, and the broker confirms a queue's declaration before that is on disk.
         """
         self.eval("ok = mnesia:sync_log().")
+
+    def queues(self, vhost: str) -> set[str]:
+        """The names of all queues of a virtual host."""
+        names = self.eval(
+            'lists:join(" ", [binary_to_list(element(4, amqqueue:get_name(Queue)))'
+            f' || Queue <- rabbit_amqqueue:list(<<"{vhost}">>)]).'
+        )
+        return set(re.findall(r'"([^" ]+)"', names))
 
     def eval(self, expressions: str) -> str:
         """Evaluate Erlang in the node: what ``rabbitmqctl eval`` does, in milliseconds instead of a second.
@@ -163,6 +187,7 @@ class RabbitMQNode:
         configuration.write_text(_CONFIGURATION.format(port=self.broker.port))
         plugins = directory / "enabled_plugins"
         plugins.write_text("[].\n")
+        self._data = directory / "data"
         cookie = directory / ".erlang.cookie"
         cookie.write_text(self.broker.cookie)
         cookie.chmod(0o400)
@@ -174,7 +199,7 @@ class RabbitMQNode:
             "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
             "RABBITMQ_NODE_PORT": str(self.broker.port),
             "RABBITMQ_DIST_PORT": str(self.broker.distribution_port),
-            "RABBITMQ_MNESIA_BASE": str(directory / "data"),
+            "RABBITMQ_MNESIA_BASE": str(self._data),
             "RABBITMQ_LOG_BASE": str(directory / "logs"),
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(plugins),
             "RABBITMQ_CONFIG_FILE": str(configuration),
@@ -215,6 +240,10 @@ class RabbitMQNode:
     def kill(self) -> None:
         """Kill the whole node (SIGKILL). See `RabbitMQ.sync` for queues that are new."""
         self._server.kill()
+
+    def wipe(self) -> None:
+        """Delete what a killed node has stored: `start` makes it as it was when it was new."""
+        shutil.rmtree(self._data)
 
     def stop(self) -> None:
         """Stop it in good order. Safe to call twice."""

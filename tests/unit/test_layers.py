@@ -30,7 +30,7 @@ LAYERS: tuple[frozenset[str], ...] = (
 #: Who may import what of others, as folders or modules of the package.
 PLACES = {
     "pika": {"transports.amqp.link"},
-    "txredisapi": {"transports.redis.link"},
+    "hiredis": {"transports.redis.protocol"},
     "redis": {"transports.redis"},
     "OpenSSL": {"transports.tls"},
     "autobahn": {"wamp"},
@@ -218,7 +218,7 @@ def test_the_library_works_without_its_extras():
 
         class Missing:
             def find_spec(self, name, path=None, target=None):
-                if name.partition(".")[0] in {"autobahn", "crossbar", "redis", "txredisapi"}:
+                if name.partition(".")[0] in {"autobahn", "crossbar", "redis", "hiredis"}:
                     raise ImportError(f"{name} is not there")
 
         sys.meta_path.insert(0, Missing())

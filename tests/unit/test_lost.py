@@ -527,3 +527,37 @@ def test_whether_a_queue_has_workers(state, workers, is_told):
     site.pass_time(PATIENCE + 1)
     assert bool(call.updates) == is_told
     site.lost.stop()
+
+
+@pytest.mark.parametrize("is_running", [False, True])
+def test_a_broker_that_has_lost_its_queues(is_running):
+    """Calls of before are checked soon; those that nobody has are lost, and a running task is not."""
+    site = Site()
+    before = site.call("before")
+    site.pass_time(1)
+    site.pending.resumed(True)
+    after = site.call("after")
+    if is_running:
+        site.workers["one"].tasks["active"] = ["before"]
+    site.pass_time(PATIENCE + CONFIRM_AFTER + 2)
+    if is_running:
+        assert before.ends == []
+    else:
+        assert isinstance(before.ends[0], ResultLost)
+        assert "come back without its queues" in str(before.ends[0])
+    assert after.ends == []
+
+
+def test_an_interruption():
+    """It is asked soon what became of calls that were under way, and nothing is lost sooner for that."""
+    site = Site()
+    call = site.call()
+    site.pass_time(PATIENCE + 1)
+    asked = len(site.questions)
+    site.pending.resumed(False)
+    site.pass_time(PATIENCE + 1)
+    assert len(site.questions) > asked
+    assert call.ends == []
+    site.lost.stop()
+    site.pending.resumed(True)
+    assert site.clock.getDelayedCalls() == []

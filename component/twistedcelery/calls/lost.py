@@ -14,6 +14,9 @@ A task is lost when all of this holds, twice, some seconds apart:
 - Nothing is under way that could be what the task was replaced with (``Task.replace``): all queues
   that are known are empty, and workers have only tasks that this client sent and waits for itself.
 
+Where the broker has come back without the reply queue, it has lost the tasks that waited as well, and calls
+of before need not have waited for ``lost_after``.
+
 A task that was retried may wait anywhere, and is never reported as lost.
 """
 
@@ -77,6 +80,7 @@ class _Sent:
     :ivar consumers: how many workers consumed the queue when one of them was silent
     :ivar silent: the workers that have been silent since
     :ivar found: when it was first found to be missing
+    :ivar is_wiped: whether the broker has lost its queues since
     :ivar is_reported: whether its caller was told that no worker consumes its queue
     """
 
@@ -90,6 +94,7 @@ class _Sent:
     consumers: int = 0
     silent: frozenset[str] = frozenset()
     found: float | None = None
+    is_wiped: bool = False
     is_reported: bool = False
 
 
@@ -146,6 +151,7 @@ class LostCalls:
         #: When each worker has last answered, by worker and queue.
         self._last_answers: dict[tuple[str, str], float] = {}
         self._is_stopped = False
+        pending.on_resumed = self._resumed
 
     def sent(self, message: OutgoingMessage) -> None:
         """The broker has taken a task's message."""
@@ -179,6 +185,16 @@ class LostCalls:
         self._stop_timer()
         if self._round is not None:
             self._round.cancel()
+
+    def _resumed(self, replies_lost: bool) -> None:
+        """Look soon: what was under way during an interruption may be lost."""
+        if replies_lost:
+            for sent in self._sent.values():
+                sent.is_wiped = True
+            _log.warn("the broker has lost the reply queue; {count} calls are checked", count=len(self._sent))
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = self._reactor.callLater(PATIENCE, self._look)
 
     def _stop_timer(self) -> None:
         if self._timer is not None:
@@ -286,12 +302,10 @@ class LostCalls:
             return False
         if self._pending.was_retried(sent.task_id):
             return False
-        if self._reactor.seconds() - sent.at < self._lost_after:
+        least = 0.0 if sent.is_wiped else self._lost_after
+        if self._reactor.seconds() - sent.at < least:
             return False
-        return all(
-            moment is None or self._now() - _timestamp(moment) >= self._lost_after
-            for moment in sent.not_before
-        )
+        return all(moment is None or self._now() - _timestamp(moment) >= least for moment in sent.not_before)
 
     def _note_consumers(self, queue: str, state: QueueState, is_consumed: bool) -> None:
         """Tell the callers of tasks in a queue that no worker consumes it."""
@@ -375,12 +389,15 @@ class LostCalls:
         return bool(meta["status"] == "RETRY")
 
     def _lose(self, sent: _Sent) -> None:
+        why = "Perhaps the worker that ran it was killed."
+        if sent.is_wiped:
+            why = "The broker has come back without its queues."
         if self._pending.is_waited_for(sent.task_id):
             self._pending.reply_failed(
                 sent.task_id,
                 ResultLost(
                     f"task {sent.name} [{sent.task_id}] is lost: no worker has it, queue {sent.queue!r} is "
-                    "empty, and there is no result. Perhaps the worker that ran it was killed."
+                    f"empty, and there is no result. {why}"
                 ),
             )
 

@@ -12,7 +12,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from twistedcelery._deferreds import all_done
-from twistedcelery.errors import ResultError, TwistedCeleryError
+from twistedcelery.errors import ResultBackendUnavailable, ResultError, TwistedCeleryError
 from twistedcelery.transports.decoding import FINAL_STATES
 from twistedcelery.transports.interface import ResultSource
 
@@ -64,12 +64,14 @@ class PendingResults:
 
     :ivar source: watches the tasks; set before the first `add`
     :ivar states: the last states
+    :ivar on_resumed: called as `resumed` is
     """
 
     source: ResultSource | None = None
 
     def __init__(self) -> None:
         self.states = StateCache()
+        self.on_resumed: Callable[[bool], None] = lambda _replies_lost: None
         # A caller may reuse a task id while its first call waits: both get the result.
         self._waiting: dict[str, list[Waiting]] = {}
         self._retried: set[str] = set()
@@ -144,10 +146,15 @@ class PendingResults:
             waiting.finish(meta)
 
     def reply_failed(self, task_id: str, error: ResultError) -> None:
-        """Fail what waits for a task whose reply cannot be read."""
-        self._has_state(task_id)
+        """Fail what waits for a task whose reply cannot be read, or will not come."""
+        if not isinstance(error, ResultBackendUnavailable):
+            self._has_state(task_id)
         for waiting in self._take(task_id):
             waiting.fail(error)
+
+    def resumed(self, replies_lost: bool) -> None:
+        """States come again after an interruption; see `twistedcelery.transports.interface.ReplyReceiver`."""
+        self.on_resumed(replies_lost)
 
     def fail_all(self, make_error: Callable[[Waiting], TwistedCeleryError]) -> None:
         """Fail everything that waits."""

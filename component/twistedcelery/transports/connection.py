@@ -17,7 +17,17 @@ from twistedcelery._deferreds import Waiters
 from twistedcelery._types import Clock, Timer
 from twistedcelery.errors import BrokerUnavailable
 
-__all__ = ["Connection", "ConnectionUser", "Link", "Refused", "Server", "State", "backoff", "caused"]
+__all__ = [
+    "Connection",
+    "ConnectionUser",
+    "Link",
+    "Refused",
+    "RefusedForNow",
+    "Server",
+    "State",
+    "backoff",
+    "caused",
+]
 
 _log = Logger()
 
@@ -34,7 +44,15 @@ class Refused(Exception):
 
     It stays inside a transport. The part that asked translates it, for example into
     `twistedcelery.errors.PublishRejected`.
+
+    :ivar partly: whether the server did other things that it was asked together with this
     """
+
+    partly = False
+
+
+class RefusedForNow(Refused):
+    """A server cannot do what it was asked at the moment, and may be able to soon."""
 
 
 E = TypeVar("E", bound=BaseException)

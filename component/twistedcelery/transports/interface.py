@@ -151,6 +151,12 @@ class ReplyReceiver(Protocol):
     def reply_failed(self, task_id: str, error: ResultError) -> None:
         """Nothing more can be learnt of this task."""
 
+    def resumed(self, replies_lost: bool) -> None:
+        """States come again after an interruption.
+
+        :param replies_lost: whether those that came meanwhile are certainly gone
+        """
+
 
 class ResultSource(Protocol):
     """Brings states and results back. Duplicates and late states are allowed."""

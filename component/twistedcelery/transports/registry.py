@@ -205,7 +205,7 @@ def _redis_serves(app: Celery, setting: str) -> bool:
     else:
         url, provider = getattr(app.conf, setting), None
     asks_for_more = provider or "credential_provider=" in str(url)
-    return not asks_for_more and find_spec("txredisapi") is not None and find_spec("redis") is not None
+    return not asks_for_more and find_spec("hiredis") is not None and find_spec("redis") is not None
 
 
 register(

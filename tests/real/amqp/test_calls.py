@@ -14,6 +14,7 @@ import pytest
 import pytest_twisted
 from twisted.internet import defer, reactor, task
 from twisted.internet.defer import CancelledError, gatherResults
+from twisted.internet.threads import deferToThread
 
 import twistedcelery
 from tests.support.lateness import Lateness
@@ -557,6 +558,27 @@ async def test_disconnect_leaves_nothing_behind(broker_url, client, worker):
         await tx_app.send_task("taskapp.add", args=(1, 2))
     with connect(broker_url) as connection, pytest.raises(amqp.exceptions.NotFound):
         connection.default_channel.queue_declare(queue, passive=True)
+
+
+@pytest.mark.parametrize("protocol", [1, 2])
+@pytest.mark.parametrize("settings", [{}, {"result_persistent": True}, {"task_default_queue_type": "quorum"}])
+@pytest_twisted.ensureDeferred
+async def test_disconnect_at_any_moment_deletes_the_reply_queue(
+    rabbitmq, broker_url, new_client, protocol, settings
+):
+    """From the first call on, through the handshakes and declarations, to well after them."""
+    app = create_app(broker_url, "rpc://", task_protocol=protocol, **settings)
+    for milliseconds in [*range(0, 32, 2), 60]:
+        tx_app = new_client(app)
+        call = tx_app.send_task("taskapp.add", args=(1, 2))
+        call.addErrback(lambda failure: failure.trap(twistedcelery.Disconnected))
+        asked = tx_app.control.ping(timeout=0.05)
+        asked.addErrback(lambda failure: failure.trap(twistedcelery.TwistedCeleryError))
+        stream = tx_app.events()
+        stream.ready.addErrback(lambda failure: failure.trap(twistedcelery.TwistedCeleryError))
+        await task.deferLater(reactor, milliseconds / 1000)
+        await tx_app.disconnect()
+    assert await deferToThread(rabbitmq.queues, broker_url.rpartition("/")[2]) <= {"celery"}
 
 
 @pytest_twisted.ensureDeferred

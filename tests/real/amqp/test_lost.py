@@ -13,6 +13,7 @@ from twisted.internet.threads import deferToThread
 
 from tests.support.impatience import make_impatient
 from tests.support.taskapp import create_app
+from tests.support.waiting import all_outcomes
 from twistedcelery import ResultLost, TwistedCelery
 
 
@@ -89,6 +90,26 @@ async def test_a_long_task_and_an_eta(client, worker):
     due_later = tx_app.send_task("taskapp.add", args=(1, 2), countdown=8)
     retried = tx_app.send_task("taskapp.retry_once", args=(8,))
     assert [await running, await due_later, await retried] == [10, 3, 1]
+
+
+@pytest.mark.timeout(120)
+@pytest_twisted.ensureDeferred
+async def test_a_broker_that_comes_back_without_its_data(rabbitmq_node, worker, new_client, monkeypatch):
+    """Calls that waited in its queues are lost, well before ``lost_after``; later ones are answered."""
+    make_impatient(monkeypatch)
+    url = rabbitmq_node.broker.vhost_url("/")
+    tx_app = new_client(create_app(url, "rpc://"))
+    calls = [tx_app.send_task("taskapp.add", args=(n, 1)) for n in range(20)]
+    for call in calls:
+        await call.published
+    await deferToThread(rabbitmq_node.kill)
+    await deferToThread(rabbitmq_node.wipe)
+    await deferToThread(rabbitmq_node.start)
+    await deferToThread(worker, broker=url)
+    outcomes = await all_outcomes(calls)
+    assert {type(error) for error in outcomes} == {ResultLost}
+    assert "come back without its queues" in str(outcomes[0])
+    assert await tx_app.send_task("taskapp.add", args=(1, 2)) == 3
 
 
 FORKED = """

@@ -38,6 +38,9 @@ class Receiver:
     def reply_failed(self, task_id, error):
         self.failures.append((task_id, error))
 
+    def resumed(self, replies_lost):
+        """Not of interest."""
+
     def of(self, task_id):
         """The states of a task, without repetitions: a transport may tell one twice."""
         told = [state[1:] for state in self.states if state[0] == task_id]

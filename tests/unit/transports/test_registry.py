@@ -77,7 +77,7 @@ def test_native_where_there_is_a_native_transport(config, expected):
 
 
 def test_redis_without_its_extra_is_for_the_threads(monkeypatch):
-    """Without txredisapi redis-py alone does for the threads."""
+    """Without hiredis redis-py alone does for the threads."""
     monkeypatch.setattr("twistedcelery.transports.registry.find_spec", lambda name: name == "redis" or None)
     config = {"broker_url": "redis://", "result_backend": "redis://"}
     assert chosen(**config) == ("ThreadedPublisher", "ThreadedResults")

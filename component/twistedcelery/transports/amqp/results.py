@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import Any
 
-from twisted.internet.defer import Deferred, fail, inlineCallbacks
+from twisted.internet.defer import CancelledError, Deferred, fail, inlineCallbacks, succeed
 from twisted.logger import Logger
 
 from twistedcelery._deferreds import Waiters
@@ -21,7 +21,8 @@ from twistedcelery.errors import BrokerAccessRefused, BrokerUnavailable, Disconn
 from twistedcelery.transports.amqp.declare import Declaration
 from twistedcelery.transports.amqp.delivery import Delivery
 from twistedcelery.transports.amqp.link import AmqpChannel, AmqpLink
-from twistedcelery.transports.connection import Connection, State
+from twistedcelery.transports.connection import CLOSE_TIMEOUT, Connection, Refused, State
+from twistedcelery.transports.deadlines import cancel_after
 from twistedcelery.transports.decoding import ReplyDecoder
 from twistedcelery.transports.interface import ReplyReceiver
 
@@ -71,6 +72,13 @@ class AmqpResults:
         self._watched: set[str] = set()
         self._waiters: Waiters[None] = Waiters()
         self._channel: AmqpChannel | None = None
+        #: Whether the broker may have the reply queue.
+        self._is_declared = False
+        #: Whether there were results on an earlier link, and whether the present one finds them gone.
+        self._was_up = False
+        self._are_replies_lost = False
+        self._is_closing = False
+        self._attempted: Waiters[None] = Waiters()
         self._delivered_tag = self._acked_tag = 0
         self._ack_timer: Timer | None = None
         self._reason: BrokerUnavailable | None = None
@@ -94,7 +102,7 @@ class AmqpResults:
     def watch(self, task_id: str) -> Deferred[None] | None:
         """As `twistedcelery.transports.interface.ResultSource.watch`; the queue serves all tasks."""
         state = self._connection.state
-        if state in (State.CLOSING, State.CLOSED):
+        if self._is_closing:
             return fail(Disconnected("the connection for results was closed by disconnect()"))
         self._watched.add(task_id)
         if state is State.UP:
@@ -107,30 +115,44 @@ class AmqpResults:
         self._watched.discard(task_id)
 
     def close(self) -> Deferred[None]:
-        """As `twistedcelery.transports.interface.ResultSource.close`; deletes the reply queue."""
+        """As `twistedcelery.transports.interface.ResultSource.close`; deletes the reply queue.
+
+        A link that is being made is waited for: the queue may be there already, or from an earlier link.
+        """
+        self._is_closing = True
         if self._ack_timer is not None:
             self._ack_timer.cancel()
             self._ack_timer = None
-        if self._channel is not None and self.connected:
+        self._waiters.fail(Disconnected("the client was disconnected before the task was sent"))
+        state = self._connection.state
+        attempted: Deferred[None] = succeed(None)
+        if state is State.PREPARING or (state is State.CONNECTING and self._is_declared):
+            attempted = cancel_after(CLOSE_TIMEOUT, self._attempted.wait(), self._reactor)
+            attempted.addErrback(lambda failure: failure.trap(CancelledError))
+        return attempted.addCallback(lambda _: self._close())
+
+    def _close(self) -> Deferred[None]:
+        channel, self._channel = self._channel, None
+        if channel is not None and self.connected:
             # It goes out before the closing handshake, so its answer need not be waited for.
-            self._channel.delete_consumed_queue(self._queue).addErrback(
+            channel.delete_consumed_queue(self._queue).addErrback(
                 lambda failure: _log.debug("the reply queue was left to expire: {error}", error=failure.value)
             )
-        closed = self._connection.close()
-        self._waiters.fail(Disconnected("the client was disconnected before the task was sent"))
-        return closed
+        return self._connection.close()
 
     # The connection's user
 
     @inlineCallbacks
     def prepare(self, link: AmqpLink) -> Generator[Deferred[Any], Any, None]:
         """Declare the reply queue and consume it on a new link."""
+        self._are_replies_lost = self._was_up and not (yield from self._is_kept(link))
         channel: AmqpChannel = yield link.open_channel()
         channel.on_closed(lambda _reason: link.drop())
         expires = max(MIN_EXPIRES, self._decoder.expires or DEFAULT_EXPIRES)
         arguments: dict[str, Any] = {"x-expires": int(expires * 1000)}
         if self._quorum:
             arguments["x-queue-type"] = "quorum"
+        self._is_declared = True
         yield channel.declare(
             Declaration("queue_declare", {"queue": self._queue, "durable": True, "arguments": arguments})
         )
@@ -142,6 +164,21 @@ class AmqpResults:
     def connection_up(self) -> None:
         """Let tasks be published."""
         self._waiters.fire(None)
+        if self._was_up:
+            self._receiver.resumed(self._are_replies_lost)
+        self._was_up = True
+        self._attempted.fire(None)
+
+    def _is_kept(self, link: AmqpLink) -> Generator[Deferred[Any], Any, bool]:
+        """Whether the broker still has the reply queue."""
+        # A channel of its own: the broker closes it where there is no such queue.
+        channel: AmqpChannel = yield link.open_channel()
+        try:
+            yield channel.declare(Declaration("queue_declare", {"queue": self._queue, "passive": True}))
+        except Refused:
+            return False
+        channel.close()
+        return True
 
     def connection_lost(self, reason: BrokerUnavailable) -> None:
         """Wait for the next link, unless the broker refused the password."""
@@ -150,6 +187,7 @@ class AmqpResults:
         self._reason = reason
         if isinstance(reason, BrokerAccessRefused):
             self._waiters.fail(reason)
+        self._attempted.fire(None)
 
     def _unavailable(self) -> BrokerUnavailable:
         return BrokerUnavailable(f"no connection to receive results: {self._reason or 'it takes too long'}")

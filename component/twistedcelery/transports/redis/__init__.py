@@ -1,10 +1,10 @@
-"""The native Redis transport: txredisapi's protocol, no threads. Needs the extra ``redis``.
+"""The native Redis transport: hiredis' parser, no threads. Needs the extra ``redis``.
 
 `publisher` keeps one `twistedcelery.transports.connection`, `results` two: one is subscribed, the
 other reads, through `requests`. `store` and `subscriber` have one each for
 their `requests`, and each subscribed queue has one, its `intake`. `servers` says where to connect, by
-way of `sentinel` where there is one, and `link` is one live connection; txredisapi is imported in
-`link` alone. `message_writer`, `queue_reader` and `offline_backend` run kombu's and Celery's own code
+way of `sentinel` where there is one, and `link` is one live connection, whose bytes `protocol`
+reads and writes. `message_writer`, `queue_reader` and `offline_backend` run kombu's and Celery's own code
 on a `recorded_client`, which `channel` gives to kombu.
 """
 
@@ -69,7 +69,7 @@ class RedisTransport(Transport):
         backend = OfflineRedisBackend(setup.app)
         results = RedisResults(reactor, receiver, backend)
         servers = _result_servers(backend, reactor)
-        subscriptions = Subscriptions(results)
+        subscriptions = Subscriptions(reactor, results)
         subscriptions.use(Connection(servers, subscriptions, reactor, backoff, open_subscriber))
         requests = Requests(reactor, None)
         requests.use(Connection(servers, requests, reactor, backoff, open_link))

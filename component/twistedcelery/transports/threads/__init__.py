@@ -47,4 +47,4 @@ class ThreadsTransport(Transport):
             return None
         from twistedcelery.transports.threads.store import ThreadedStore
 
-        return ThreadedStore(setup.app, setup.reactor)
+        return ThreadedStore(setup.app, setup.reactor, setup.timeout)

@@ -30,12 +30,12 @@ class ThreadedStore(BackendStore):
     """Asks one result backend, one question after another, in one thread.
 
     :param app: the Celery application, whose ``result_backend`` is used
-    :param give_up_after: seconds to wait for an answer
+    :param timeout: seconds for an answer, questions before it included
     """
 
-    def __init__(self, app: Any, reactor: ThreadReactor, give_up_after: float = 30.0) -> None:
+    def __init__(self, app: Any, reactor: ThreadReactor, timeout: float) -> None:
         super().__init__(app)
-        self._give_up_after = give_up_after
+        self._timeout = timeout
         self._redactor = Redactor(app)
         self._backend: Any = None
         self._thread = DedicatedThread(reactor, "twistedcelery-store", finish=self._drop)
@@ -49,7 +49,7 @@ class ThreadedStore(BackendStore):
         return self._thread.stop()
 
     def _run(self, work: Callable[[Any], T]) -> Deferred[T]:
-        return self._thread.call(partial(self._work, work), self._give_up_after, _unavailable)
+        return self._thread.call(partial(self._work, work), self._timeout, _unavailable)
 
     # In the thread
 

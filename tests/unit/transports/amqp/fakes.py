@@ -66,6 +66,9 @@ class FakeChannel:
         answer: Deferred[None] = Deferred()
         if not self.open:
             answer.errback(BrokerUnavailable("the channel is closed"))
+        elif declaration.arguments.get("passive") and declaration.arguments.get("queue") in self.link.missing:
+            answer.errback(refused("404"))
+            self.end(refused("404"))
         elif self.link.prompt:
             answer.callback(None)
         else:
@@ -78,6 +81,9 @@ class FakeChannel:
         if self.link.prompt:
             self.consuming.callback(None)
         return self.consuming
+
+    def close(self) -> None:
+        self.open = False
 
     def ack(self, delivery_tag: int) -> None:
         self.acked.append(delivery_tag)
@@ -120,12 +126,14 @@ class FakeLink:
     :ivar prompt: whether everything but `close` is answered at once
     :ivar channels: the channels that were opened, in order
     :ivar opening: those that were asked for and not answered
+    :ivar missing: the queues that are not there when they are looked up
     """
 
     def __init__(self, clock: Clock, prompt: bool = True) -> None:
         self.prompt = prompt
         self.channels: list[FakeChannel] = []
         self.opening: list[Deferred[FakeChannel]] = []
+        self.missing: set[str] = set()
         self.closing = False
         self.aborted = False
         self.lost: BrokerUnavailable | None = None

@@ -30,7 +30,7 @@ from twistedcelery.transports.amqp.results import (
     REST,
     AmqpResults,
 )
-from twistedcelery.transports.connection import State
+from twistedcelery.transports.connection import CLOSE_TIMEOUT, State
 from twistedcelery.transports.decoding import ReplyDecoder
 
 
@@ -40,12 +40,16 @@ class Receiver:
     def __init__(self) -> None:
         self.states: list[tuple[str, Mapping[str, Any]]] = []
         self.failures: list[tuple[str, ResultError]] = []
+        self.resumptions: list[bool] = []
 
     def state_changed(self, task_id: str, meta: Mapping[str, Any]) -> None:
         self.states.append((task_id, meta))
 
     def reply_failed(self, task_id: str, error: ResultError) -> None:
         self.failures.append((task_id, error))
+
+    def resumed(self, replies_lost: bool) -> None:
+        self.resumptions.append(replies_lost)
 
 
 class Scene:
@@ -72,7 +76,8 @@ class Scene:
 
     @property
     def channel(self) -> FakeChannel:
-        return self.link.channels[0]
+        """The one that consumes; on a second link, another one has looked for the queue before."""
+        return self.link.channels[-1]
 
     def advance(self, seconds: float) -> None:
         self.network.clock.advance(seconds)
@@ -87,10 +92,10 @@ class Scene:
         """A reply arrives."""
         self.channel.deliver(reply(tag, **fields))
 
-    def come_back(self) -> None:
+    def come_back(self, link: FakeLink | None = None) -> None:
         while self.connection.state is State.WAITING:
             self.advance(1)
-        self.links.append(self.network.accept())
+        self.links.append(self.network.accept(link))
 
 
 def reply(
@@ -421,6 +426,63 @@ def test_closing_without_a_link(scene, when):
     assert outcomes_of(scene.results.close()) == [None]
     assert all(type(each) is Disconnected for each in outcomes)
     assert len(outcomes) == (when != "before")
+    assert scene.network.clock.getDelayedCalls() == []
+
+
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_whether_replies_were_lost(scene, is_kept):
+    """After an interruption the receiver learns whether the reply queue is still there, or a new one."""
+    scene.up()
+    assert scene.receiver.resumptions == []
+    scene.link.lose()
+    link = FakeLink(scene.network.clock)
+    link.missing = set() if is_kept else {"replies-1"}
+    scene.come_back(link)
+    assert scene.receiver.resumptions == [not is_kept]
+    assert scene.channel.consumed == [("replies-1", PREFETCH)]
+    assert scene.results.connected
+    scene.link.lose()
+    scene.come_back()
+    assert scene.receiver.resumptions == [not is_kept, False]
+
+
+def test_closing_while_the_queue_is_declared(scene):
+    """A queue that the broker may have by now is waited for, and deleted."""
+    outcomes = scene.watch()
+    scene.links.append(scene.network.accept(FakeLink(scene.network.clock, prompt=False)))
+    channel = FakeChannel(scene.link)
+    scene.link.channels.append(channel)
+    scene.link.opening[0].callback(channel)
+    closed = outcomes_of(scene.results.close())
+    assert type(outcomes[0]) is Disconnected
+    assert closed == []
+    channel.answer()
+    channel.consuming.callback(None)
+    assert channel.deleted == ["replies-1"]
+    channel.deleting.callback(None)
+    scene.link.lose()
+    assert closed == [None]
+    assert scene.network.clock.getDelayedCalls() == []
+
+
+@pytest.mark.parametrize("end", ["up", "refused", "silence"])
+def test_closing_while_the_connection_is_made_again(scene, end):
+    """The queue of the last link is deleted over the next one, if there is one within a moment."""
+    scene.up()
+    scene.link.lose()
+    while scene.connection.state is State.WAITING:
+        scene.advance(1)
+    closed = outcomes_of(scene.results.close())
+    assert closed == []
+    if end == "up":
+        scene.links.append(scene.network.accept())
+        assert scene.channel.deleted == ["replies-1"]
+        scene.link.lose()
+    elif end == "refused":
+        scene.network.refuse()
+    else:
+        scene.advance(CLOSE_TIMEOUT)
+    assert closed == [None]
     assert scene.network.clock.getDelayedCalls() == []
 
 
