@@ -16,6 +16,7 @@ from twistedcelery.errors import (
     PublishRejected,
     PublishUnconfirmed,
     ReplyUndecodable,
+    ResultBackendUnavailable,
 )
 
 OPEN = [State.QUEUED, State.ENCODED, State.WATCHED, State.PUBLISHED, State.CONFIRMED]
@@ -222,6 +223,16 @@ def test_a_doubtful_call_can_end_otherwise(transport, end):
     assert client._pending._next_states == {}
     client.disconnect()
     assert transport.clock.getDelayedCalls() == []
+
+
+def test_a_doubtful_call_whose_backend_is_away(transport):
+    """No state can come any more: that the broker may have the task is what its caller must know."""
+    client = transport.client(publish_timeout=60)
+    call = client.send_task("tasks.add")
+    transport.written.last.fail(PublishUnconfirmed("lost"))
+    transport.replies.fail(call.task_id, ResultBackendUnavailable("refused"))
+    error_of(call, PublishUnconfirmed)
+    assert client._pending._next_states == {}
 
 
 def test_a_doubtful_call_without_a_result(transport):

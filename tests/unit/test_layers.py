@@ -17,7 +17,7 @@ PACKAGE = Path(twistedcelery.__file__).parent
 
 #: The rooms, from the bottom to the top. A module imports from its own row and from lower ones.
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"errors", "_types", "_deferreds"}),
+    frozenset({"errors", "_types", "_deferreds", "_logging"}),
     frozenset({"encoding"}),
     frozenset({"transports"}),
     frozenset({"workers"}),
@@ -30,7 +30,7 @@ LAYERS: tuple[frozenset[str], ...] = (
 #: Who may import what of others, as folders or modules of the package.
 PLACES = {
     "pika": {"transports.amqp.link"},
-    "txredisapi": {"transports.redis.link"},
+    "hiredis": {"transports.redis.protocol"},
     "redis": {"transports.redis"},
     "OpenSSL": {"transports.tls"},
     "autobahn": {"wamp"},
@@ -171,7 +171,7 @@ def test_the_bridge_uses_the_public_library():
         for target in imported_modules(name)
         if room(target) != "wamp"
     }
-    assert used <= {"", "_deferreds", "_types", "errors"}
+    assert used <= {"", "_deferreds", "_logging", "_types", "errors"}
 
 
 def names_of_tests(tree: ast.Module) -> set[str]:
@@ -218,7 +218,7 @@ def test_the_library_works_without_its_extras():
 
         class Missing:
             def find_spec(self, name, path=None, target=None):
-                if name.partition(".")[0] in {"autobahn", "crossbar", "redis", "txredisapi"}:
+                if name.partition(".")[0] in {"autobahn", "crossbar", "redis", "hiredis"}:
                     raise ImportError(f"{name} is not there")
 
         sys.meta_path.insert(0, Missing())

@@ -17,7 +17,12 @@ from twistedcelery.calls.call import TaskDeferred
 from twistedcelery.calls.doubts import Doubt, Doubts
 from twistedcelery.calls.lost import LostCalls
 from twistedcelery.encoding.message import Encoded, OutgoingMessage
-from twistedcelery.errors import NoResultBackend, PublishUnconfirmed, TwistedCeleryError
+from twistedcelery.errors import (
+    NoResultBackend,
+    PublishUnconfirmed,
+    ResultBackendUnavailable,
+    TwistedCeleryError,
+)
 from twistedcelery.results.backend import ResultBackend
 from twistedcelery.results.join import Join
 from twistedcelery.results.pending import PendingResults
@@ -337,6 +342,10 @@ class Dispatch:
 
     def fail(self, error: TwistedCeleryError) -> None:
         """The result will not come."""
+        if isinstance(error, ResultBackendUnavailable):
+            # Nor will a sign of life of what the broker may have.
+            for doubt in tuple(self._doubts):
+                self._route.doubts.give_up(doubt)
         self.refuse(Failure(error))
 
     # The end

@@ -45,7 +45,7 @@ class Doubts:
 
     def __init__(self, reactor: Clock, pending: PendingResults) -> None:
         self._pending = pending
-        self._deadlines: Deadlines[Doubt] = Deadlines(reactor, self._expired)
+        self._deadlines: Deadlines[Doubt] = Deadlines(reactor, self.give_up)
 
     def add(self, task_id: str, seconds: float, end: Callable[[bool], None]) -> Doubt:
         """Wait for a sign of life of a task.
@@ -64,10 +64,11 @@ class Doubts:
             doubt.settled = True
             self._pending.ignore_next_state(doubt.task_id, doubt.seen)
 
+    def give_up(self, doubt: Doubt) -> None:
+        """There was no sign of life in time, or there will be none."""
+        self._pending.ignore_next_state(doubt.task_id, doubt.seen)
+        doubt.settle(False)
+
     def stop(self) -> None:
         """Leave no timer."""
         self._deadlines.stop()
-
-    def _expired(self, doubt: Doubt) -> None:
-        self._pending.ignore_next_state(doubt.task_id, doubt.seen)
-        doubt.settle(False)

@@ -140,3 +140,29 @@ async def test_an_exchange_that_the_user_may_not_write_to(rabbitmq, broker_url, 
     with pytest.raises(twistedcelery.PublishRejected, match="403"):
         await bad
     assert await all_outcomes([*before, *behind]) == SUMS * 2
+
+
+def limit_connections(rabbitmq, vhost, limit):
+    """As ``rabbitmqctl set_vhost_limits``; -1 for none."""
+    rabbitmq.eval(
+        f'ok = rabbit_vhost_limit:set(<<"{vhost}">>, [{{<<"max-connections">>, {limit}}}], <<"tests">>).'
+    )
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_limit_of_connections(rabbitmq, broker_url, worker, new_client):
+    """Calls and broadcasts wait until it allows one more, and fail with its words when their time is up."""
+    await deferToThread(worker, broker=broker_url)
+    vhost = broker_url.rpartition("/")[2]
+    app = create_app(broker_url, "rpc://")
+    patient, hasty = new_client(app, publish_timeout=30), new_client(app, publish_timeout=0.5)
+    limit_connections(rabbitmq, vhost, 0)
+    calls = [patient.send_task("taskapp.add", args=args) for args in ADDED]
+    ping = patient.control.ping(timeout=1)
+    for error in await all_outcomes([hasty.send_task("taskapp.add", args=args) for args in ADDED]):
+        assert type(error) is twistedcelery.BrokerUnavailable
+        assert "limit (0) is reached" in str(error)
+    assert not [call for call in (*calls, ping) if call.called]
+    limit_connections(rabbitmq, vhost, -1)
+    assert await all_outcomes(calls) == SUMS
+    assert len(await ping) == 1

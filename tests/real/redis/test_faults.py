@@ -92,7 +92,7 @@ async def test_retry_true_sends_again_under_the_same_id(redis_with, worker, conn
     await all_outcomes([published(tx_app, task_id=name) for name in ("allowed", "not")])
     await deferToThread(server.freeze)
     allowed = tx_app.send_task("taskapp.request_info", task_id="allowed", retry=True)
-    refused = tx_app.send_task("taskapp.request_info", task_id="not")
+    refused = tx_app.send_task("taskapp.request_info", task_id="not", confirm_timeout=5)
     await until(lambda: len(tx_app._binding.bound.publisher._unconfirmed) == 2, what="both are sent")
     await deferToThread(server.kill)
     with pytest.raises(twistedcelery.PublishUnconfirmed, match="may or may not"):

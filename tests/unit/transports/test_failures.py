@@ -61,6 +61,13 @@ def test_refusals_are_told_from_absence():
     assert type(connect_error(ConnectionRefusedError("down"), nothing)) is BrokerUnavailable
 
 
+def test_a_limit_of_connections_passes():
+    """It is not taken for a refused virtual host, though RabbitMQ's code is the same."""
+    words = "access to vhost 'v' refused for user 'u': connection limit (0) is reached"
+    error = connect_error(amqp.exceptions.NotAllowed(words), redactor())
+    assert type(error) is BrokerUnavailable
+
+
 def test_a_refused_declaration_is_final_and_a_lost_connection_is_not():
     """Declaring fails for good when the broker says so, and is tried again otherwise."""
 

@@ -7,6 +7,7 @@ channel is used, which takes plain callbacks.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -30,6 +31,9 @@ from twistedcelery.transports.amqp.wire import DeliveryReader, encode_properties
 from twistedcelery.transports.connection import Refused, caused
 
 __all__ = ["AmqpChannel", "AmqpLink", "open_link"]
+
+#: RabbitMQ's words for a limit of connections: of a virtual host, a user or a node.
+_LIMIT = re.compile(r"limit \(\d+\) is reached")
 
 
 def open_link(
@@ -419,7 +423,8 @@ class _ProtocolFactory(Factory):
 def _connection_error(reason: BaseException | None) -> BrokerUnavailable:
     """Translate pika's or Twisted's error of a connection."""
     if isinstance(reason, exceptions.ConnectionClosed):
-        refused = reason.reply_code in (403, 530)
+        # 530 is also what RabbitMQ says past a limit of connections, which passes.
+        refused = reason.reply_code in (403, 530) and _LIMIT.search(reason.reply_text) is None
         text = f"the broker closed the connection: {reason.reply_code} {reason.reply_text}"
     elif isinstance(reason, exceptions.AuthenticationError | exceptions.ProbableAuthenticationError):
         refused, text = True, "the broker refused the user name or the password"

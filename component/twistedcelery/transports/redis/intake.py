@@ -13,7 +13,7 @@ from twisted.python.failure import Failure
 from twistedcelery._deferreds import all_done
 from twistedcelery._types import Clock, Timer
 from twistedcelery.errors import BrokerUnavailable, PublishRejected
-from twistedcelery.transports.connection import Connection, Refused, caused
+from twistedcelery.transports.connection import Connection, Refused, RefusedForNow, caused
 from twistedcelery.transports.interface import SubscriptionUser
 from twistedcelery.transports.redis.link import RedisLink, SubscriberLink
 from twistedcelery.transports.redis.queue_reader import QueueReader
@@ -118,8 +118,8 @@ class Intake(ABC, Generic[L]):
             if consuming is not None:
                 yield consuming
         except Refused as error:
-            if self._has_consumed:
-                # It worked before; Redis may be out of memory for the moment.
+            if self._has_consumed or isinstance(error, RefusedForNow):
+                # It worked before, or may work soon; Redis may be out of memory for the moment.
                 raise
             self._refusal = error
 
@@ -215,7 +215,7 @@ class ListIntake(Intake[RedisLink]):
         error = failure.value
         # After a lost connection `connection_lost` follows.
         if link is self._link and isinstance(error, Refused):
-            if self._has_popped:
+            if self._has_popped or isinstance(error, RefusedForNow):
                 link.abort()
             else:
                 self._refused(error)

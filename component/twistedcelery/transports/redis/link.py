@@ -1,30 +1,34 @@
-"""Holds one live Redis connection. The only module that imports txredisapi.
-
-txredisapi does the protocol. Its factories choose when to reconnect and where; here that is
-`twistedcelery.transports.connection`'s work, so its protocols run on endpoints of our own.
-"""
+"""Holds one live Redis connection, from the handshake to its end."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from socket import MSG_PEEK
 from typing import Any, TypeVar
 
-import txredisapi
-from twisted.internet import defer, error
+from twisted.internet import defer
 from twisted.internet.interfaces import IAddress, IStreamClientEndpoint
-from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.protocol import Factory
 from twisted.python.failure import Failure
 
 from twistedcelery._types import Clock, Timer
 from twistedcelery.errors import BrokerAccessRefused, BrokerUnavailable
-from twistedcelery.transports.connection import Refused, caused
+from twistedcelery.transports.connection import Refused, RefusedForNow, caused
+from twistedcelery.transports.redis.protocol import Command, RedisProtocol, ReplyError, connection_error
 
 __all__ = ["Command", "RedisLink", "RedisParameters", "SubscriberLink", "open_link", "open_subscriber"]
 
-#: A command's name and its arguments.
-Command = tuple[Any, ...]
+#: Redis' codes for what passes by itself, or with a failover.
+_PASSING = frozenset(
+    {
+        *("BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "MISCONF"),
+        *("NOREPLICAS", "READONLY", "TRYAGAIN", "UNBLOCKED"),
+    }
+)
+#: The other words for one.
+_MAX_CLIENTS = "ERR max number of clients"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +54,10 @@ class RedisParameters:
 class RedisLink:
     """An open connection for commands; it ends once, and is not used again."""
 
-    def __init__(self, protocol: _Ending, reactor: Clock, parameters: RedisParameters) -> None:
-        self._protocol: Any = protocol
+    def __init__(self, protocol: RedisProtocol, reactor: Clock, parameters: RedisParameters) -> None:
+        self._protocol = protocol
         self._reactor = reactor
         self._check_interval = parameters.check_interval
-        self._needs_master = parameters.master
         self._answered = True
         self._check: Timer | None = reactor.callLater(self._check_interval, self._ping)
         protocol.when_lost(self._stop_checking)
@@ -69,9 +72,10 @@ class RedisLink:
 
         The reactor learns of a closed one a turn later, which is too late for a message.
         """
-        socket = getattr(self._protocol.transport, "socket", None)
+        transport: Any = self._protocol.transport
+        socket = getattr(transport, "socket", None)
         if socket is None:
-            return not self._protocol.transport.disconnecting
+            return not transport.disconnecting
         try:
             return bool(socket.recv(1, MSG_PEEK))
         except BlockingIOError:
@@ -82,57 +86,26 @@ class RedisLink:
     def ask(self, command: Command) -> defer.Deferred[Any]:
         """Send a command.
 
-        :return: fires with the reply, text as bytes. Fails with `Refused` for an error reply, or with
-            `BrokerUnavailable` when the connection ends first.
+        :return: fires with the reply, text as bytes. Fails with `Refused` for an error reply, with
+            `RefusedForNow` for one that may pass, or with `BrokerUnavailable` when the connection ends first.
         """
-        try:
-            asked: defer.Deferred[Any] = self._protocol.execute_command(*command)
-        except txredisapi.RedisError as problem:
-            return defer.fail(_translated(problem, self._protocol))
-
-        def failed(failure: Failure) -> Failure:
-            error = _translated(failure.value, self._protocol)
-            if self._needs_master and str(error).startswith("READONLY"):
-                self._protocol.give_up("it is not the master any more")
-            return Failure(error)
-
-        return asked.addErrback(failed)
+        return self._send((command,)).addCallback(itemgetter(0))
 
     def send(self, commands: Sequence[Command]) -> defer.Deferred[list[Any]]:
         """Send several commands at once.
 
         :return: fires with the replies once all are answered well; fails as `ask` for the first
-            that is not
+            that is not, with ``partly`` set where others were
         """
-        # Answers come in order, so the last one completes the list.
-        done: defer.Deferred[list[Any]] = defer.Deferred()
-        problems: list[BaseException | None] = []
-        replies: list[Any] = []
+        return self._send(commands) if commands else defer.succeed([])
 
-        def answered(reply: Any) -> None:
-            replies.append(reply)
-            if isinstance(reply, Failure):
-                problems.append(reply.value)
-            elif isinstance(reply, list):
-                # Of EXEC: one reply for each command of the transaction.
-                errors = [one for one in reply if isinstance(one, txredisapi.RedisError)]
-                problems.extend(_translated(one, self._protocol) for one in errors)
-            if len(replies) < len(commands):
-                return
-            if problems:
-                done.errback(Failure(problems[0]))
-            else:
-                done.callback(replies)
-
-        for command in commands:
-            self.ask(command).addBoth(answered)
-        if not commands:
-            done.callback([])
-        return done
+    def _send(self, commands: Sequence[Command], replies: int = 0) -> defer.Deferred[list[Any]]:
+        return self._protocol.ask(commands, replies).addCallback(_checked, commands)
 
     def close(self) -> None:
         """Begin to close: what was written before goes out first."""
-        self._protocol.transport.loseConnection()
+        transport: Any = self._protocol.transport
+        transport.loseConnection()
 
     def abort(self) -> None:
         """End the connection now."""
@@ -145,9 +118,10 @@ class RedisLink:
             return
         self._answered = False
         self._check = self._reactor.callLater(self._check_interval, self._ping)
-        self.ask(("PING",)).addCallbacks(self._pong, lambda _failure: None)  # `on_lost` calls back
+        # An error is an answer, too. If the connection has ended, `on_lost` calls back.
+        self.ask(("PING",)).addBoth(self._pong)
 
-    def _pong(self, _reply: object) -> None:
+    def _pong(self, _outcome: object) -> None:
         self._answered = True
 
     def _stop_checking(self, _reason: BrokerUnavailable) -> None:
@@ -161,19 +135,28 @@ class SubscriberLink(RedisLink):
 
     def on_message(self, callback: Callable[[bytes, bytes], None]) -> None:
         """Call back with the channel and the payload of each message."""
-        self._protocol.deliver = callback
+        self._protocol.on_message = callback
 
     def subscribe_pattern(self, pattern: str) -> defer.Deferred[Any]:
         """Subscribe to all channels that match; fires, or fails, as `subscribe`."""
         return self.ask(("PSUBSCRIBE", pattern))
 
-    def subscribe(self, channel: bytes) -> defer.Deferred[Any]:
-        """Subscribe to a channel; fires once no later message is missed, or fails as `ask`."""
-        return self.ask(("SUBSCRIBE", channel))
+    def subscribe(self, *channels: bytes) -> defer.Deferred[Any]:
+        """Subscribe to channels; fires once no later message is missed. It fails as `ask`, for all of them
+        where the user may not subscribe to one.
+        """
+        return self._for_each("SUBSCRIBE", channels)
 
-    def unsubscribe(self, channel: bytes) -> defer.Deferred[Any]:
-        """End a subscription; fires, or fails as `ask`."""
-        return self.ask(("UNSUBSCRIBE", channel))
+    def unsubscribe(self, *channels: bytes) -> defer.Deferred[Any]:
+        """End subscriptions; fires, or fails as `ask`."""
+        return self._for_each("UNSUBSCRIBE", channels)
+
+    def rest(self, seconds: float) -> None:
+        """Read nothing more for a moment. Does nothing while it rests already."""
+        self._protocol.rest(seconds)
+
+    def _for_each(self, name: str, channels: Sequence[bytes]) -> defer.Deferred[Any]:
+        return self._send([(name, *channels)], len(channels))
 
 
 L = TypeVar("L", bound=RedisLink)
@@ -188,35 +171,42 @@ def open_link(
         another `BrokerUnavailable`. Cancelling it drops the connection; there is no other limit
         on the time it takes.
     """
-    return _open(endpoint, parameters, reactor, _CommandProtocol, RedisLink)
+    return _open(endpoint, parameters, reactor, RedisLink)
 
 
 def open_subscriber(
     endpoint: IStreamClientEndpoint, parameters: RedisParameters, reactor: Clock
 ) -> defer.Deferred[SubscriberLink]:
     """As `open_link`, for subscriptions."""
-    return _open(endpoint, parameters, reactor, _SubscriberProtocol, SubscriberLink)
+    return _open(endpoint, parameters, reactor, SubscriberLink)
 
 
 def _open(
     endpoint: IStreamClientEndpoint,
     parameters: RedisParameters,
     reactor: Clock,
-    protocol_class: type[_Ending],
     link_class: type[L],
 ) -> defer.Deferred[L]:
-    protocols: list[_Ending] = []
+    protocols: list[RedisProtocol] = []
 
     @defer.inlineCallbacks
     def opening() -> Any:
         # mypy cannot see that zope interfaces leave out self.
         connect: Any = endpoint.connect
-        protocol = yield connect(_ProtocolFactory(protocol_class, reactor))
+        protocol = yield connect(_ProtocolFactory(reactor))
         protocols.append(protocol)
         for command in _handshake(parameters):
-            yield protocol.execute_command(*command)
+            (reply,) = yield protocol.ask([command])
+            if type(reply) is ReplyError:
+                raise _handshake_error(reply)
+        # While a server loads its data it selects databases, but does nothing else. One that cannot write to
+        # its disk can be read from.
+        (reply,) = yield protocol.ask([("PING",)])
+        if type(reply) is ReplyError and not str(reply).startswith("MISCONF"):
+            raise _handshake_error(reply)
         if parameters.master:
-            yield protocol.execute_command("ROLE").addCallbacks(_check_role, _role_unknown)
+            (role,) = yield protocol.ask([("ROLE",)])
+            _check_role(role)
         return link_class(protocol, reactor, parameters)
 
     def failed(failure: Failure) -> Failure:
@@ -225,7 +215,7 @@ def _open(
             protocol.abort()
         if failure.check(defer.CancelledError, BrokerUnavailable):
             return failure
-        return Failure(_handshake_error(failure.value, protocol))
+        return Failure(connection_error(failure.value))
 
     return opening().addErrback(failed)
 
@@ -239,72 +229,32 @@ def _handshake(parameters: RedisParameters) -> list[Command]:
         commands.append(("CLIENT", "SETNAME", parameters.name))
     if parameters.db is not None:
         commands.append(("SELECT", parameters.db))
-    # While a server loads its data it selects databases, but does nothing else.
-    commands.append(("PING",))
     return commands
 
 
+def _checked(replies: list[Any], commands: Sequence[Command]) -> list[Any]:
+    """Raise the first error among replies."""
+    for reply in replies:
+        # Of EXEC: one reply for each command of the transaction.
+        for one in reply if type(reply) is list else (reply,):
+            if type(one) is ReplyError:
+                words = str(one)
+                refused = (RefusedForNow if _passes(words) else Refused)(words)
+                refused.partly = any(map(_is_done, commands, replies))
+                raise caused(refused, one)
+    return replies
+
+
+def _is_done(command: Command, reply: Any) -> bool:
+    """Whether Redis did what a command says. A transaction with an error in it is not carried out."""
+    return type(reply) is not ReplyError and command[0] != "MULTI" and reply != b"QUEUED"
+
+
 def _check_role(reply: Any) -> None:
-    # Sentinels may not know yet, or not any more.
-    if reply[0] != b"master":
+    # A user may lack the right to ask; a replica refuses the first write. Sentinels may not know yet, or not
+    # any more.
+    if type(reply) is not ReplyError and reply[0] != b"master":
         raise BrokerUnavailable("it is not the master")
-
-
-def _role_unknown(failure: Failure) -> None:
-    """A user may lack the right to ask; a replica refuses the first write."""
-    failure.trap(txredisapi.ResponseError)
-
-
-class _Ending(Protocol):
-    """A protocol that calls back when it ends. Mixed into txredisapi's."""
-
-    def __init__(self, reactor: Clock) -> None:
-        # Payloads as they are: neither text nor numbers.
-        super().__init__(charset=None, convertNumbers=False)  # type: ignore[call-arg]  # of the class mixed into
-        #: txredisapi would take it from the global reactor.
-        self.callLater = reactor.callLater
-        self.reason: BaseException | None = None
-        self._lost_callbacks: list[Callable[[BrokerUnavailable], None]] = []
-        self._lost = False
-
-    def when_lost(self, callback: Callable[[BrokerUnavailable], None]) -> None:
-        self._lost_callbacks.append(callback)
-        if self._lost:
-            self._call_back()
-
-    def give_up(self, why: str) -> None:
-        self.reason = BrokerUnavailable(why)
-        self.abort()
-
-    def abort(self) -> None:
-        transport: Any = self.transport
-        transport.abortConnection()
-
-    def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]  # it has no default here
-        if self.reason is None:
-            self.reason = reason.value
-        super().connectionLost(reason)
-        self._lost = True
-        self._call_back()
-
-    def _call_back(self) -> None:
-        callbacks, self._lost_callbacks = self._lost_callbacks, []
-        for callback in callbacks:
-            callback(_connection_error(self.reason))
-
-
-class _CommandProtocol(_Ending, txredisapi.RedisProtocol):
-    """For commands."""
-
-
-class _SubscriberProtocol(_Ending, txredisapi.SubscriberProtocol):
-    """For subscriptions."""
-
-    deliver: Callable[[bytes, bytes], None] | None = None
-
-    def messageReceived(self, pattern: object, channel: bytes, message: bytes) -> None:
-        if self.deliver is not None:
-            self.deliver(channel, message)
 
 
 class _ProtocolFactory(Factory):
@@ -312,32 +262,17 @@ class _ProtocolFactory(Factory):
 
     noisy = False
 
-    def __init__(self, protocol_class: type[_Ending], reactor: Clock) -> None:
-        self._protocol_class = protocol_class
+    def __init__(self, reactor: Clock) -> None:
         self._reactor = reactor
 
-    def buildProtocol(self, addr: IAddress | None) -> _Ending:
-        return self._protocol_class(self._reactor)
+    def buildProtocol(self, addr: IAddress | None) -> RedisProtocol:
+        return RedisProtocol(self._reactor)
 
 
-def _translated(problem: BaseException | None, protocol: _Ending) -> BrokerUnavailable | Refused:
-    if isinstance(problem, txredisapi.ResponseError):
-        return caused(Refused(str(problem)), problem)
-    return _connection_error(protocol.reason or problem)
+def _handshake_error(reply: Exception) -> BrokerUnavailable:
+    words = str(reply)
+    return caused((BrokerUnavailable if _passes(words) else BrokerAccessRefused)(words), reply)
 
 
-def _handshake_error(problem: BaseException | None, protocol: _Ending | None) -> BrokerUnavailable:
-    if isinstance(problem, txredisapi.ResponseError):
-        # These are temporary, for example "LOADING Redis is loading the dataset in memory".
-        passing = str(problem).startswith(("LOADING", "MASTERDOWN", "BUSY"))
-        return caused((BrokerUnavailable if passing else BrokerAccessRefused)(str(problem)), problem)
-    reason = None if protocol is None else protocol.reason
-    return _connection_error(reason or problem)
-
-
-def _connection_error(reason: BaseException | None) -> BrokerUnavailable:
-    if isinstance(reason, BrokerUnavailable):
-        return reason
-    if isinstance(reason, error.ConnectionDone):
-        return caused(BrokerUnavailable("the server closed the connection"), reason)
-    return caused(BrokerUnavailable(str(reason) or type(reason).__name__), reason)
+def _passes(words: str) -> bool:
+    return words.startswith(_MAX_CLIENTS) or words.partition(" ")[0] in _PASSING

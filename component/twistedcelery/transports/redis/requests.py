@@ -13,7 +13,7 @@ from twisted.python.failure import Failure
 from twistedcelery._deferreds import settle
 from twistedcelery._types import Clock, Timer
 from twistedcelery.errors import BrokerAccessRefused, BrokerUnavailable, Disconnected, renewed
-from twistedcelery.transports.connection import Connection
+from twistedcelery.transports.connection import Connection, RefusedForNow, caused
 from twistedcelery.transports.deadlines import cancel_after
 from twistedcelery.transports.redis.link import Command, RedisLink
 
@@ -21,6 +21,9 @@ __all__ = ["Reads", "Requests"]
 
 _log = Logger()
 
+
+#: Seconds until a command that Redis could not carry out for the moment is sent again.
+_AGAIN_AFTER = 0.25
 
 #: Keys that one MGET asks for. Redis does nothing else while it answers.
 _AT_ONCE = 100
@@ -39,6 +42,7 @@ class Requests:
         self._closed = False
         self._reason: BrokerUnavailable | None = None
         self._link: RedisLink | None = None
+        self._next_link: Timer | None = None
         self._connection: Connection[RedisLink]
 
     def use(self, connection: Connection[RedisLink]) -> Requests:
@@ -53,7 +57,8 @@ class Requests:
     def ask(
         self, commands: Sequence[Command], *, once: bool = False, timeout: float | None = None
     ) -> Deferred[list[Any]]:
-        """Send commands, now or when there is a connection, and again after a lost connection.
+        """Send commands, now or when there is a connection, and again after a lost connection, and
+        while Redis cannot carry them out for the moment.
 
         :param once: fail rather than send them again
         :param timeout: seconds, if the usual limit does not fit
@@ -77,6 +82,7 @@ class Requests:
     def close(self) -> Deferred[None]:
         """Close the connection; what is unanswered fails with `Disconnected`."""
         self._closed = True
+        self._stay()
         self._fail_all(Disconnected("the client was disconnected before Redis had answered"))
         return self._connection.close()
 
@@ -97,6 +103,7 @@ class Requests:
     def connection_lost(self, reason: BrokerUnavailable) -> None:
         """Wait for the next link, unless Redis refused the password."""
         self._link = None
+        self._stay()
         self._reason = reason
         if isinstance(reason, BrokerAccessRefused):
             self._fail_all(reason)
@@ -107,12 +114,34 @@ class Requests:
 
     def _send(self, answer: Deferred[Any], request: _Request, link: RedisLink) -> None:
         request.sent = True
-        link.send(request.commands).addBoth(self._answered, answer)
+        link.send(request.commands).addBoth(self._answered, answer, request)
 
-    def _answered(self, outcome: Any, answer: Deferred[Any]) -> None:
-        # After a lost connection the commands are sent again.
-        if not isinstance(outcome, Failure) or not outcome.check(BrokerUnavailable):
-            settle(answer, outcome)
+    def _answered(self, outcome: Any, answer: Deferred[Any], request: _Request) -> None:
+        if isinstance(outcome, Failure):
+            error = outcome.value
+            if isinstance(error, BrokerUnavailable):
+                # The commands are sent again over the next link.
+                return
+            if isinstance(error, RefusedForNow) and not (request.once and error.partly):
+                # Over the next link, too: it may lead to the new master.
+                request.sent = False
+                self._reason = caused(BrokerUnavailable(f"Redis says {error}"), error)
+                self._leave_soon()
+                return
+        settle(answer, outcome)
+
+    def _leave_soon(self) -> None:
+        if self._next_link is None and self._link is not None:
+            self._next_link = self._reactor.callLater(_AGAIN_AFTER, self._leave)
+
+    def _leave(self) -> None:
+        self._next_link = None
+        self._connection.drop()
+
+    def _stay(self) -> None:
+        if self._next_link is not None:
+            self._next_link.cancel()
+            self._next_link = None
 
     def _gave_up(self, answer: Deferred[Any]) -> None:
         answer.errback(Failure(BrokerUnavailable(f"no answer: {self._reason or 'it takes too long'}")))

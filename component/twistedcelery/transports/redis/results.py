@@ -23,7 +23,7 @@ from twistedcelery.errors import (
     ResultError,
     TwistedCeleryError,
 )
-from twistedcelery.transports.connection import Connection, Refused, State, caused
+from twistedcelery.transports.connection import Connection, Refused, RefusedForNow, State, caused
 from twistedcelery.transports.interface import ReplyReceiver
 from twistedcelery.transports.redis.link import SubscriberLink
 from twistedcelery.transports.redis.offline_backend import OfflineRedisBackend
@@ -32,6 +32,17 @@ from twistedcelery.transports.redis.requests import Reads
 __all__ = ["RedisResults", "Subscriptions"]
 
 _log = Logger()
+
+#: With so many tasks waited for, what comes within `REST` seconds is read at once: each turn of the
+#: reactor costs more than a result.
+CROWD = 100
+REST = 0.004
+
+#: Seconds after which subscriptions end that are not needed any more.
+UNSUBSCRIBE_AFTER = 0.05
+
+#: Channels in one command. Redis does nothing else meanwhile.
+AT_ONCE = 500
 
 
 class RedisResults:
@@ -133,6 +144,8 @@ class RedisResults:
 
     def message(self, key: bytes, payload: bytes) -> None:
         """A state was stored. What was read is older, or the same."""
+        if len(self._watched) > CROWD:
+            self._subscriptions.rest()
         self._reads.discard(key)
         self._found.pop(key, None)
         self._deliver(key, payload)
@@ -231,12 +244,22 @@ class _Watch:
 class Subscriptions:
     """Keeps a set of channels subscribed over one connection, whose user this is.
 
+    The channels of one reactor turn are subscribed together. A subscription that is not needed any more costs
+    nothing, so those end together, too.
+
+    :param reactor: for ``callLater``
     :param owner: gets the messages
     """
 
-    def __init__(self, owner: RedisResults) -> None:
+    def __init__(self, reactor: Clock, owner: RedisResults) -> None:
+        self._reactor = reactor
         self._owner = owner
         self._channels: dict[bytes, None] = {}
+        # What of them is to be subscribed at the end of this turn; and what else is to be unsubscribed.
+        self._wanted: dict[bytes, None] = {}
+        self._unwanted: dict[bytes, None] = {}
+        self._turn: Timer | None = None
+        self._later: Timer | None = None
         self._link: SubscriberLink | None = None
         self._connection: Connection[SubscriberLink]
 
@@ -251,19 +274,32 @@ class Subscriptions:
         return self._connection.state is State.UP
 
     def add(self, channel: bytes) -> None:
-        """Subscribe, now or when there is a connection."""
+        """Subscribe, at the end of the turn or when there is a connection."""
         self._channels[channel] = None
+        self._unwanted.pop(channel, None)
         self._connection.start()
         if self._link is not None:
-            self._subscribe(self._link, channel)
+            self._wanted[channel] = None
+            if self._turn is None:
+                self._turn = self._reactor.callLater(0, self._subscribe_all)
 
     def discard(self, channel: bytes) -> None:
-        """Unsubscribe."""
+        """Unsubscribe, soon."""
         self._channels.pop(channel, None)
+        if channel in self._wanted:
+            # It was not sent yet.
+            del self._wanted[channel]
+            return
+        if self._link is None:
+            return
+        self._unwanted[channel] = None
+        if self._later is None:
+            self._later = self._reactor.callLater(UNSUBSCRIBE_AFTER, self._unsubscribe_all)
+
+    def rest(self) -> None:
+        """Read nothing for a moment, since very much comes."""
         if self._link is not None:
-            self._link.unsubscribe(channel).addErrback(
-                lambda failure: _log.debug("a subscription was left: {error}", error=failure.value)
-            )
+            self._link.rest(REST)
 
     def catch_up(self, then: Callable[[], None]) -> None:
         """Call back once every message that was published before now has been delivered.
@@ -275,7 +311,16 @@ class Subscriptions:
 
     def close(self) -> Deferred[None]:
         """Close the connection."""
+        self._stop()
         return self._connection.close()
+
+    def _stop(self) -> None:
+        self._wanted.clear()
+        self._unwanted.clear()
+        for timer in (self._turn, self._later):
+            if timer is not None:
+                timer.cancel()
+        self._turn = self._later = None
 
     # The connection's user
 
@@ -287,25 +332,52 @@ class Subscriptions:
 
     def connection_up(self) -> None:
         """Subscribe to everything on a new link."""
-        assert self._link is not None
-        for channel in tuple(self._channels):
-            self._subscribe(self._link, channel)
+        if self._turn is not None:
+            self._turn.cancel()
+        self._wanted = dict(self._channels)
+        self._subscribe_all()
         self._owner.up()
 
     def connection_lost(self, reason: BrokerUnavailable) -> None:
         """Wait for the next link."""
         self._link = None
+        self._stop()
         self._owner.lost(reason)
 
-    def _subscribe(self, link: SubscriberLink, channel: bytes) -> None:
+    def _subscribe_all(self) -> None:
+        self._turn = None
+        wanted, self._wanted = list(self._wanted), {}
+        for start in range(0, len(wanted), AT_ONCE):
+            assert self._link is not None
+            self._subscribe(self._link, wanted[start : start + AT_ONCE])
+
+    def _subscribe(self, link: SubscriberLink, channels: list[bytes]) -> None:
         def subscribed(_: object) -> None:
-            if link is self._link and channel in self._channels:
-                self._owner.subscribed(channel)
+            for channel in channels:
+                if link is self._link and channel in self._channels:
+                    self._owner.subscribed(channel)
 
         def failed(failure: Failure) -> None:
             # After a lost connection `connection_up` subscribes again.
-            if isinstance(failure.value, Refused) and channel in self._channels:
-                del self._channels[channel]
-                self._owner.refused(channel, failure.value)
+            if isinstance(failure.value, RefusedForNow):
+                link.abort()
+            elif not isinstance(failure.value, Refused):
+                return
+            elif len(channels) > 1:
+                # Because of one of them, perhaps.
+                for channel in channels:
+                    self._subscribe(link, [channel])
+            elif channels[0] in self._channels:
+                del self._channels[channels[0]]
+                self._owner.refused(channels[0], failure.value)
 
-        link.subscribe(channel).addCallbacks(subscribed, failed)
+        link.subscribe(*channels).addCallbacks(subscribed, failed)
+
+    def _unsubscribe_all(self) -> None:
+        self._later = None
+        unwanted, self._unwanted = list(self._unwanted), {}
+        for start in range(0, len(unwanted), AT_ONCE):
+            assert self._link is not None
+            self._link.unsubscribe(*unwanted[start : start + AT_ONCE]).addErrback(
+                lambda failure: _log.debug("subscriptions were left: {error}", error=failure.value)
+            )

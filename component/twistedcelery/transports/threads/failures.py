@@ -5,6 +5,7 @@ No other module of the threaded transport knows the classes of foreign exception
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator
 from typing import Any, Protocol
@@ -54,6 +55,8 @@ class ErrorClasses(Protocol):
 
 #: Classes that drivers raise for refused credentials, by name: the drivers are optional.
 _REFUSALS = frozenset({"AccessRefused", "NotAllowed", "AuthenticationError", "AuthorizationError"})
+#: RabbitMQ's words for a limit of connections, which passes. The class is ``NotAllowed``, too.
+_LIMIT = re.compile(r"limit \(\d+\) is reached")
 
 
 class Redactor:
@@ -102,6 +105,8 @@ def _passwords(url: str) -> Iterator[str]:
 
 def is_refusal(error: BaseException) -> bool:
     """Whether a server answered, and refused the credentials or the virtual host."""
+    if _LIMIT.search(str(error)):
+        return False
     return any(cls.__name__ in _REFUSALS for cls in type(error).__mro__)
 
 

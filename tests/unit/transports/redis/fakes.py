@@ -26,6 +26,7 @@ class FakeLink:
         self._clock = clock
         self.is_alive = True
         self.aborted = False
+        self.rests: list[float] = []
         self.commands: list[tuple[Any, ...]] = []
         self.unanswered: list[tuple[tuple[Any, ...], Deferred[Any]]] = []
         self.deliver: Callable[[bytes, bytes], None]
@@ -56,11 +57,14 @@ class FakeLink:
 
         return replies.addCallback(ended)
 
-    def subscribe(self, channel: bytes) -> Deferred[Any]:
-        return self.ask(("SUBSCRIBE", channel))
+    def subscribe(self, *channels: bytes) -> Deferred[Any]:
+        return self.ask(("SUBSCRIBE", *channels))
 
-    def unsubscribe(self, channel: bytes) -> Deferred[Any]:
-        return self.ask(("UNSUBSCRIBE", channel))
+    def unsubscribe(self, *channels: bytes) -> Deferred[Any]:
+        return self.ask(("UNSUBSCRIBE", *channels))
+
+    def rest(self, seconds: float) -> None:
+        self.rests.append(seconds)
 
     def close(self) -> None:
         self.abort()

@@ -12,8 +12,8 @@ from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
 from tests.unit.transports.amqp.fakes import outcomes_of
-from twistedcelery.errors import BrokerAccessRefused, BrokerUnavailable
-from twistedcelery.transports.connection import Refused
+from twistedcelery.errors import BrokerAccessRefused, BrokerUnavailable, EncodeError
+from twistedcelery.transports.connection import Refused, RefusedForNow
 from twistedcelery.transports.redis.link import RedisParameters, open_link, open_subscriber
 
 
@@ -45,9 +45,6 @@ class Server:
 
     def say(self, data: bytes) -> None:
         self.protocol.dataReceived(data)
-        # txredisapi goes on behind a value in the next turn.
-        for _ in range(10):
-            self.clock.advance(0)
 
     def hang_up(self) -> None:
         self.protocol.connectionLost(Failure(ConnectionDone()))
@@ -95,10 +92,13 @@ def test_the_handshake(parameters, commands):
         (b"-NOAUTH Authentication required.\r\n", BrokerAccessRefused),
         (b"-ERR DB index is out of range\r\n", BrokerAccessRefused),
         (b"-LOADING Redis is loading the dataset in memory\r\n", BrokerUnavailable),
+        (b"-CLUSTERDOWN The cluster is down\r\n", BrokerUnavailable),
+        (b"-TRYAGAIN Multiple keys request during rehashing of slot\r\n", BrokerUnavailable),
+        (b"-ERR max number of clients reached\r\n", BrokerUnavailable),
     ],
 )
 def test_a_handshake_that_is_refused(reply, error):
-    """Waiting helps only while Redis is loading; the connection is dropped."""
+    """Waiting helps only where the trouble may pass; the connection is dropped."""
     server = Server(password="secret")
     server.say(reply)
     assert type(server.outcome[0]) is error
@@ -154,7 +154,7 @@ def test_a_transaction(replies, problem):
     outcome = outcomes_of(server.ready().send([("MULTI",), ("LPUSH", "q", "x"), ("EXEC",)]))
     server.say(replies)
     if problem is None:
-        assert outcome == [["OK", "QUEUED", [1]]]
+        assert outcome == [[b"OK", b"QUEUED", [1]]]
     else:
         assert isinstance(outcome[0], Refused)
         assert str(outcome[0]) == problem
@@ -191,6 +191,20 @@ def test_a_silent_server_is_given_up():
     assert server.aborted
     server.hang_up()
     assert "no answer to a PING for 10 s" in str(told[0])
+
+
+def test_an_error_is_an_answer_to_a_ping():
+    """A Redis that cannot write to its disk is not given up, from the handshake on: it can be read from."""
+    server = Server(check_interval=10)
+    server.say(b"+OK\r\n")
+    server.say(b"-MISCONF Redis is configured to save RDB snapshots\r\n")
+    assert len(server.outcome) == 1
+    server.heard()
+    for _ in range(3):
+        server.clock.advance(10)
+        assert server.heard() == sent("PING")
+        server.say(b"-MISCONF Redis is configured to save RDB snapshots\r\n")
+    assert not server.aborted
 
 
 def test_subscriptions():
@@ -236,16 +250,99 @@ def test_a_master_is_wanted(opener, reply, error):
         assert error in str(outcome)
 
 
-@pytest.mark.parametrize("master", [True, False])
-def test_a_master_that_has_become_a_replica(master):
-    """Its refusal to write ends the link, where the master is to be followed."""
-    server = Server(master=master)
+@pytest.mark.parametrize(
+    ("reply", "passes"),
+    [
+        (b"-READONLY You can't write against a read only replica.", True),
+        (b"-NOREPLICAS Not enough good replicas to write.", True),
+        (b"-BUSY Redis is busy running a script.", True),
+        (b"-ERR max number of clients reached", True),
+        (b"-BUSYGROUP Consumer Group name already exists", False),
+        (b"-OOM command not allowed when used memory > 'maxmemory'.", False),
+        (b"-WRONGTYPE Operation against a key holding the wrong kind of value", False),
+        (b"-ERR unknown command", False),
+    ],
+)
+def test_refusals_that_may_pass(reply, passes):
+    """They are told apart, and the link stays."""
+    server = Server()
     for _ in range(2):
         server.say(b"+OK\r\n")
-    if master:
-        server.say(b"*3\r\n$6\r\nmaster\r\n:0\r\n*0\r\n")
     (link,) = server.outcome
     outcome = outcomes_of(link.ask(("SET", "key", "value")))
-    server.say(b"-READONLY You can't write against a read only replica.\r\n")
-    assert isinstance(outcome[0], Refused)
-    assert server.aborted == master
+    server.say(reply + b"\r\n")
+    assert type(outcome[0]) is (RefusedForNow if passes else Refused)
+    assert not server.aborted
+
+
+@pytest.mark.parametrize(
+    ("commands", "replies", "partly"),
+    [
+        (["SADD", "LPUSH"], [b"-MISCONF no", b"-MISCONF no"], False),
+        (["LPUSH", "LPUSH"], [b":1", b"-MISCONF no"], True),
+        (["MULTI", "SADD", "EXEC"], [b"+OK", b"-MISCONF no", b"-EXECABORT no"], False),
+        (["MULTI", "GET", "SADD", "EXEC"], [b"+OK", b"+QUEUED", b"-MISCONF no", b"-EXECABORT no"], False),
+    ],
+)
+def test_commands_of_which_some_were_carried_out(commands, replies, partly):
+    """The refusal says so; what was in a transaction was not carried out."""
+    server = Server()
+    for _ in range(2):
+        server.say(b"+OK\r\n")
+    (link,) = server.outcome
+    outcome = outcomes_of(link.send([(command,) for command in commands]))
+    for reply in replies:
+        server.say(reply + b"\r\n")
+    assert outcome[0].partly == partly
+
+
+def test_several_subscriptions_at_once():
+    """Each channel has a reply; where the user may not subscribe to one of them, there is one for all."""
+    server = Server(open_subscriber)
+    link = server.ready()
+    link.on_message(lambda _channel, _payload: None)
+    both, alive = outcomes_of(link.subscribe(b"a", b"b")), outcomes_of(link.ask(("PING",)))
+    server.say(b"*3\r\n$9\r\nsubscribe\r\n$1\r\na\r\n:1\r\n")
+    assert not both
+    server.say(b"*3\r\n$9\r\nsubscribe\r\n$1\r\nb\r\n:2\r\n*2\r\n$4\r\npong\r\n$0\r\n\r\n")
+    assert both
+    assert alive
+    refused, alive = outcomes_of(link.subscribe(b"a", b"c")), outcomes_of(link.ask(("PING",)))
+    server.say(b"-NOPERM no\r\n*2\r\n$4\r\npong\r\n$0\r\n\r\n")
+    assert isinstance(refused[0], Refused)
+    assert alive == [[b"pong", b""]]
+
+
+@pytest.mark.parametrize(
+    ("data", "words"), [(b"HTTP/1.1 400\r\n", "does not speak"), (b":5\r\n", "was not asked")]
+)
+def test_a_server_that_is_no_redis(data, words):
+    """It is given up, and the reason is told."""
+    server = Server()
+    link = server.ready()
+    told: list[Any] = []
+    link.on_lost(told.append)
+    server.say(data)
+    assert server.aborted
+    server.say(b"+OK\r\n")
+    server.hang_up()
+    assert words in str(told[0])
+
+
+def test_what_cannot_be_sent():
+    """It fails alone."""
+    link = Server().ready()
+    assert isinstance(outcomes_of(link.ask(("GET", "\ud800")))[0], EncodeError)
+
+
+def test_a_command_that_was_given_up():
+    """Its reply comes all the same, and is nobody else's."""
+    server = Server()
+    link = server.ready()
+    first, second = link.ask(("GET", "a")), outcomes_of(link.ask(("GET", "b")))
+    outcomes_of(first)
+    first.cancel()
+    server.say(b"$1\r\n1\r\n")
+    assert not second
+    server.say(b"$1\r\n2\r\n")
+    assert second == [b"2"]

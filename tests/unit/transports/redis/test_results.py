@@ -45,7 +45,7 @@ class Scene:
         self.receiver = Receiver()
         self.backend = OfflineRedisBackend(redis_app(**settings))
         self.source = RedisResults(self.clock, self.receiver, self.backend, give_up_after=30)
-        subscriptions = Subscriptions(self.source)
+        subscriptions = Subscriptions(self.clock, self.source)
         requests = Requests(self.clock, None)
         requests.use(self.reading.connection(requests))
         self.source.use(
@@ -140,6 +140,7 @@ def test_after_a_lost_connection_everything_is_subscribed_and_read_again(scene):
     """A result that was stored in between is told, and later ones are."""
     subscriber, reader = scene.watched()
     scene.source.watch("b")
+    scene.clock.advance(0)
     subscriber.answer_all()
     scene.clock.advance(0)
     reader.answer([None])
@@ -147,7 +148,7 @@ def test_after_a_lost_connection_everything_is_subscribed_and_read_again(scene):
     assert not scene.source.connected
     scene.clock.advance(1)
     again = scene.subscribing.accept(FakeLink(scene.clock))
-    assert again.commands == [("SUBSCRIBE", KEY), ("SUBSCRIBE", b"celery-task-meta-b")]
+    assert again.commands == [("SUBSCRIBE", KEY, b"celery-task-meta-b")]
     again.answer_all()
     scene.clock.advance(0)
     reader.answer([state("SUCCESS", 1), None])
@@ -180,6 +181,7 @@ def test_what_comes_before_an_answer_is_read_together(scene):
     scene.clock.advance(0)
     for number in range(150):
         scene.source.watch(f"{number}")
+    scene.clock.advance(0)
     subscriber.answer_all()
     scene.clock.advance(0)
     scene.source.forget("7")
@@ -218,6 +220,7 @@ def test_reads_that_are_refused(scene, logged_errors):
     scene.clock.advance(0)
     reader.answer(Refused("NOPERM"))
     scene.source.watch("b")
+    scene.clock.advance(0)
     subscriber.answer_all()
     scene.clock.advance(0)
     assert reader.commands[1:] == [("MGET", b"celery-task-meta-b")]
@@ -232,12 +235,68 @@ def test_a_forgotten_task_is_unsubscribed(scene):
     subscriber.answer_all()
     scene.clock.advance(0)
     scene.source.forget("a")
+    scene.clock.advance(1)
     assert subscriber.commands[-1] == ("UNSUBSCRIBE", KEY)
     reader.answer([state("SUCCESS", 1)])
     subscriber.deliver(KEY, state("SUCCESS", 1))
     subscriber.answer_all()
     scene.source.forget("a")
     assert not scene.receiver.told
+
+
+def test_the_tasks_of_a_turn_are_subscribed_together(scene):
+    """And those that are forgotten soon after one another are unsubscribed together."""
+    subscriber, _ = scene.watched()
+    for task_id in "bcd":
+        scene.source.watch(task_id)
+    scene.source.forget("c")
+    scene.clock.advance(0)
+    keys = [f"celery-task-meta-{task_id}".encode() for task_id in "abd"]
+    assert subscriber.commands[1:] == [("SUBSCRIBE", *keys[1:])]
+    subscriber.answer_all()
+    for task_id in "abd":
+        scene.source.forget(task_id)
+    scene.clock.advance(1)
+    assert subscriber.commands[2:] == [("UNSUBSCRIBE", *keys)]
+
+
+def test_a_task_that_is_watched_again(scene):
+    """Before its subscription has ended, it goes on."""
+    subscriber, _ = scene.watched()
+    scene.source.forget("a")
+    scene.source.watch("a")
+    scene.clock.advance(1)
+    assert subscriber.commands == [("SUBSCRIBE", KEY)] * 2
+    subscriber.answer_all()
+    subscriber.deliver(KEY, state("SUCCESS", 1))
+    assert scene.receiver.told == [("a", "SUCCESS", 1)]
+
+
+def test_timers_end_with_the_connection(scene):
+    """What was to be sent later is not sent over a lost link, or after the end."""
+    subscriber, _ = scene.watched()
+    scene.source.forget("a")
+    waiting = [outcomes_of(scene.source.watch("b"))]
+    subscriber.lose()
+    scene.clock.advance(1)
+    again = scene.subscribing.accept(FakeLink(scene.clock))
+    assert again.commands == [("SUBSCRIBE", b"celery-task-meta-b")]
+    waiting.append(outcomes_of(scene.source.watch("c")))
+    scene.source.close()
+    scene.clock.advance(1)
+    assert len(again.commands) == 1
+    assert all(isinstance(outcome, Disconnected) for (outcome,) in waiting)
+
+
+def test_a_crowd_is_read_in_larger_pieces(scene):
+    """Few tasks are not kept waiting."""
+    subscriber, _ = scene.watched()
+    subscriber.deliver(KEY, state("PROGRESS", 1))
+    assert not subscriber.rests
+    for number in range(200):
+        scene.source.watch(f"{number}")
+    subscriber.deliver(KEY, state("PROGRESS", 2))
+    assert subscriber.rests
 
 
 def test_a_redis_that_stays_away_is_given_up(scene):
@@ -284,6 +343,9 @@ def test_a_subscription_that_is_refused_fails_its_task_alone(scene):
     """With Redis' own words."""
     waiting = [outcomes_of(scene.source.watch(task_id)) for task_id in ("a", "b")]
     subscriber, _ = scene.up()
+    # Redis does not say which one.
+    subscriber.answer(Refused("NOPERM"))
+    assert subscriber.commands[1:] == [("SUBSCRIBE", KEY), ("SUBSCRIBE", b"celery-task-meta-b")]
     subscriber.answer(Refused("NOPERM"), b"OK")
     assert isinstance(waiting[0][0], ResultBackendUnavailable)
     assert "NOPERM" in str(waiting[0][0])
