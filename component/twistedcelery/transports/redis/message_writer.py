@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
-from twisted.python.failure import Failure
 
 from twistedcelery.encoding.message import OutgoingMessage
 from twistedcelery.encoding.replay import Replay
@@ -55,21 +54,12 @@ class MessageWriter:
         :raises Refused: kombu cannot declare what the message needs
         :raises Unroutable: for a ``mandatory`` message that no queue is bound for
         """
-        known = [entity for entity in message.declare if id(entity) in self._declared]
         declared = self._declare(message)
         commands = self._replay.start(self._publish, message)
         if isinstance(commands, Deferred):
             # The declarations go out with the question.
-            return commands.addCallback(_check_route, message, 0).addErrback(self._again, message, known)
+            return commands.addCallback(_check_route, message, 0)
         return _check_route(commands, message, declared)
-
-    def _again(self, failure: Failure, message: OutgoingMessage, known: Sequence[Any]) -> Any:
-        """Declare what was declared before once more: Redis may have lost it."""
-        if not (failure.check(Unroutable) and known):
-            return failure
-        for entity in known:
-            self._declared.pop(id(entity), None)
-        return self.write(message)
 
     def _declare(self, message: OutgoingMessage) -> int:
         """:return: how many commands that has recorded"""
