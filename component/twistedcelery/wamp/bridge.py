@@ -41,10 +41,12 @@ from twistedcelery.wamp.uris import Uris
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from autobahn.wamp.exception import ApplicationError
     from celery import Celery
     from twisted.python.failure import Failure
 
     from twistedcelery.wamp.interfaces import WampSession
+    from twistedcelery.wamp.invocation import Caller
 
 __all__ = ["Bridge", "bridge_for", "check"]
 
@@ -77,6 +79,7 @@ class Bridge:
         self.config = config
         self.uris = Uris(config.prefix)
         self.errors = CallErrors(self.uris, config.tracebacks)
+        self._submit_uri = self.uris.api("submit")
         self._reactor = reactor
         self._client = client
         self._session: WampSession | None = None
@@ -129,6 +132,14 @@ class Bridge:
         self._leadership.detach(session)
         if self._session is session:
             self._session = None
+
+    def refusal(self, uri: str, caller: Caller) -> ApplicationError | None:
+        """The error of a call that is refused before anything of it is looked at; ``None``: it is not.
+
+        :param uri: the procedure
+        """
+        sends_a_task = self.uris.is_task(uri) or uri == self._submit_uri
+        return self._in_flight.refusal(caller) if sends_a_task else None
 
     def drain(self, session: WampSession) -> None:
         """A session is about to leave. Until then it only publishes."""
