@@ -278,6 +278,21 @@ def test_workers_come_and_go(setup):
     assert len(workers(one)) == 3
 
 
+def test_the_log_has_the_workers(setup, said):
+    """A worker's first event and its end are logged, each once."""
+    _, stream = leader(setup)
+    said.clear()
+    for hostname in ("w1", "w1", "w2"):
+        stream.send("worker-heartbeat", hostname=hostname, **WORKER)
+    stream.send("worker-offline", hostname="w1", **WORKER)
+    stream.send("worker-offline", hostname="w1", **WORKER)
+    assert said == [
+        "the worker 'w1' is online; 1 online",
+        "the worker 'w2' is online; 2 online",
+        "the worker 'w1' is offline: it left; 1 online",
+    ]
+
+
 def test_a_worker_that_falls_silent(setup):
     """It is offline after three missed heartbeats, and at least ten seconds. It may come back."""
     one, stream = leader(setup)

@@ -16,6 +16,7 @@ from twisted.internet.defer import CancelledError, Deferred, fail, inlineCallbac
 from twisted.logger import Logger
 
 from twistedcelery._deferreds import Waiters
+from twistedcelery._logging import CountedWarnings
 from twistedcelery._types import Clock, Timer
 from twistedcelery.errors import BrokerAccessRefused, BrokerUnavailable, Disconnected, ResultError
 from twistedcelery.transports.amqp.declare import Declaration
@@ -80,6 +81,7 @@ class AmqpResults:
         self._is_closing = False
         self._attempted: Waiters[None] = Waiters()
         self._delivered_tag = self._acked_tag = 0
+        self._warnings = CountedWarnings(_log, reactor.seconds)
         self._ack_timer: Timer | None = None
         self._reason: BrokerUnavailable | None = None
         self._connection: Connection[AmqpLink]
@@ -207,7 +209,7 @@ class AmqpResults:
             )
         except ResultError as error:
             if task_id is None:
-                _log.warn("a reply without a correlation id is dropped: {error}", error=error)
+                self._warnings.warn("a reply without a correlation id is dropped", str(error))
             else:
                 self._receiver.reply_failed(task_id, error)
             return
@@ -215,7 +217,7 @@ class AmqpResults:
         if isinstance(meta.get("task_id"), str):
             task_id = meta["task_id"]
         if task_id is None:
-            _log.warn("a reply that names no task is dropped")
+            self._warnings.warn("a reply that names no task is dropped")
         else:
             self._receiver.state_changed(task_id, meta)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from twisted.internet.defer import Deferred
+from twisted.logger import LogLevel, capturedLogs
 
 from tests.support.transport import bare_app
 from tests.unit.transports.amqp.fakes import FakeChannel, FakeLink, Network, outcomes_of, refused
@@ -302,6 +303,24 @@ def test_a_reply_that_is_nobodys(scene):
     scene.deliver(correlation_id=None, task_id=None)
     scene.deliver(correlation_id=None, body=b"nonsense")
     assert (scene.receiver.states, scene.receiver.failures) == ([], [])
+
+
+def test_a_flood_of_replies_that_are_nobodys(scene):
+    """They are two lines in the log, one for each kind, and a minute later a count."""
+    scene.up()
+    with capturedLogs() as events:
+        for tag in range(1, 1001):
+            scene.deliver(tag, correlation_id=None, task_id=None)
+            scene.deliver(tag, correlation_id=None, body=b"\x80 %d" % tag)
+            scene.deliver(tag, correlation_id=f"unknown-{tag}", body=b"nonsense")
+        scene.advance(60)
+        scene.deliver(1001, correlation_id=None, task_id=None)
+    lines = [event["text"] for event in events if event["log_level"] is not LogLevel.debug]
+    assert [line.partition(":")[0] for line in lines] == [
+        "a reply that names no task is dropped",
+        "a reply without a correlation id is dropped",
+        "a reply that names no task is dropped (and 999 more since the last such line)",
+    ]
 
 
 @pytest.mark.parametrize(
