@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 
-from tests.real.faults import test_bridge, test_rabbitmq, test_redis, test_workers
+from tests.real.faults import test_bridge, test_rabbitmq, test_redis, test_replies, test_workers
 from tests.real.faults.measuring import KEPT, PENDING, Watch, tables
 from tests.real.faults.table import cells, row_names, write_row
 from tests.real.faults.test_endurance import ENDURANCE
@@ -17,7 +17,7 @@ from twistedcelery.wamp.bridge import Bridge
 from twistedcelery.wamp.config import Configuration
 
 #: Their rows are in `FAULTS` because they are imported.
-MODULES = (test_bridge, test_rabbitmq, test_redis, test_workers)
+MODULES = (test_bridge, test_rabbitmq, test_redis, test_replies, test_workers)
 
 
 class Part:
