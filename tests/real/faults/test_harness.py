@@ -72,7 +72,7 @@ def test_tables_of_pending_things_have_the_names_that_are_looked_for():
 
 
 def test_a_row_is_written_once(tmp_path):
-    """A row is appended, and replaced afterwards; what stands around the table stays."""
+    """A row is added, and replaced afterwards; what stands around the table stays."""
     document = tmp_path / "soak.md"
     begin, end = "<!-- make soak writes from here -->", "<!-- make soak writes to here -->"
     document.write_text(f"# Title\n\n{begin}\n{end}\n\nThe end.\n")

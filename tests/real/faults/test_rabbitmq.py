@@ -44,7 +44,7 @@ async def test_connections_closed(trial, rabbitmq_node, worker, new_client):
     assert trial.counts.results > 0
 
 
-@fault("the same, with `retry=True`", short=None, long=CLOSING[1])
+@fault("RabbitMQ closes our connections each second, with `retry=True`", short=None, long=CLOSING[1])
 @pytest_twisted.ensureDeferred
 async def test_connections_closed_and_calls_sent_again(trial, rabbitmq_node, worker, new_client):
     """A caller who allows that a message is sent again gets every result."""
@@ -66,7 +66,7 @@ async def close_each_second(trial, rabbitmq_node, worker, new_client, **options)
     assert closed >= trial.size.seconds
 
 
-@fault("RabbitMQ is killed and comes back without its data", short=None, long=Size(calls=2000))
+@fault("RabbitMQ is killed and restarted, without its data", short=None, long=Size(calls=2000))
 @pytest_twisted.ensureDeferred
 async def test_data_lost(trial, rabbitmq_node, worker, new_client):
     """Confirmed calls whose messages are gone, or whose replies are, are told so."""
@@ -130,7 +130,7 @@ async def be_silent(trial, relay, rabbitmq, broker_url, worker, new_client, **si
     assert trial.counts.results >= trial.size.rate / 2
 
 
-@fault("the network is silent both ways", short=Size(seconds=4, rate=50), long=Size(seconds=30, rate=50))
+@fault("Network is silent both ways", short=Size(seconds=4, rate=50), long=Size(seconds=30, rate=50))
 @pytest_twisted.ensureDeferred
 async def test_silence(trial, relay, rabbitmq, broker_url, worker, new_client):
     """It is noticed within ``publish_timeout``; from then on calls fail for certain."""
@@ -140,7 +140,7 @@ async def test_silence(trial, relay, rabbitmq, broker_url, worker, new_client):
     assert trial.counts.errors["BrokerUnavailable"] > 0
 
 
-@fault("the network is silent from RabbitMQ to us", short=None, long=Size(seconds=30, rate=50))
+@fault("Network is silent from RabbitMQ to us", short=None, long=Size(seconds=30, rate=50))
 @pytest_twisted.ensureDeferred
 async def test_silence_of_rabbitmq(trial, relay, rabbitmq, broker_url, worker, new_client):
     """As if it were silent both ways, though RabbitMQ has the messages, and tasks run."""

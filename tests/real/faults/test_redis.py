@@ -188,7 +188,7 @@ async def test_readonly(trial, start):
 
 
 @fault(
-    "Redis through threads (kombu) is killed and restarted, with `appendonly`",
+    "Redis is killed and restarted, with `appendonly`, in threads (kombu)",
     short=None,
     long=Size(calls=350),
 )

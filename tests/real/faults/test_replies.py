@@ -84,7 +84,7 @@ async def receive(trial, broker_url, worker, new_client, replies):
 
 
 @fault(
-    "100,000 hostile replies: truncated, nested, pickled, of unknown tasks",
+    "Replies: 100,000 hostile ones, truncated, nested, pickled, of unknown tasks",
     short=Size(calls=2000, seconds=2, rate=20),
     long=Size(calls=100_000, seconds=60, rate=50),
 )
@@ -94,7 +94,7 @@ async def test_hostile(trial, broker_url, worker, new_client):
     await receive(trial, broker_url, worker, new_client, HOSTILE)
 
 
-@fault("100 replies that decompress to 50 MB each", short=None, long=Size(calls=100, seconds=10, rate=20))
+@fault("Replies: 100 that decompress to 50 MB each", short=None, long=Size(calls=100, seconds=10, rate=20))
 @pytest_twisted.ensureDeferred
 async def test_compressed(trial, broker_url, worker, new_client):
     """They do not keep the client from its results, nor from its connection."""
