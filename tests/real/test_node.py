@@ -26,6 +26,7 @@ import pytest_twisted
 from autobahn.twisted.wamp import ApplicationSession
 from autobahn.twisted.websocket import WampWebSocketClientFactory
 from autobahn.wamp.exception import ApplicationError
+from autobahn.wamp.message import Invocation
 from autobahn.wamp.types import Challenge, CloseDetails, ComponentConfig, PublishOptions, SubscribeOptions
 from celery import Celery
 from twisted.internet.defer import Deferred
@@ -444,17 +445,29 @@ def test_listens_on_the_loopback_interface_only(node: CrossbarNode) -> None:
         socket.create_connection(("127.0.0.2", node.port), timeout=10)
 
 
+def signed(secret: str, body: bytes) -> str:
+    """The path and query of a POST to ``/call``, signed as Crossbar documents it."""
+    timestamp = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    digest = hmac.digest(secret.encode(), f"{KEY}{timestamp}12".encode() + body, hashlib.sha256)
+    query = {"key": KEY, "timestamp": timestamp, "seq": 1, "nonce": 2}
+    query["signature"] = base64.urlsafe_b64encode(digest).decode()
+    return "/call?" + urllib.parse.urlencode(query)
+
+
 def post(node: CrossbarNode, secret: str | None, procedure: str, *args: Any) -> tuple[int, Any]:
-    """Status and body of a POST to ``/call``, signed as Crossbar documents it if there is a secret."""
+    """Status and body of a POST to ``/call``, signed if there is a secret."""
     body = json.dumps({"procedure": procedure, "args": args}).encode()
-    url = f"http://127.0.0.1:{node.port}/call"
-    if secret is not None:
-        timestamp = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-        signed = f"{KEY}{timestamp}12".encode() + body
-        digest = hmac.digest(secret.encode(), signed, hashlib.sha256)
-        query = {"key": KEY, "timestamp": timestamp, "seq": 1, "nonce": 2}
-        query["signature"] = base64.urlsafe_b64encode(digest).decode()
-        url += "?" + urllib.parse.urlencode(query)
+    return send(node, "/call" if secret is None else signed(secret, body), body)
+
+
+def post_signed(node: CrossbarNode, **event: Any) -> tuple[int, Any]:
+    """Status and body of a POST of any JSON."""
+    body = json.dumps(event).encode()
+    return send(node, signed(SECRETS["TWISTEDCELERY_CALL_SECRET"], body), body)
+
+
+def send(node: CrossbarNode, path: str, body: bytes) -> tuple[int, Any]:
+    url = f"http://127.0.0.1:{node.port}{path}"
     try:
         request = urllib.request.Request(url, data=body, headers={"Content-Type": "application/json"})
         with urllib.request.urlopen(request, timeout=10) as answer:
@@ -501,7 +514,110 @@ async def test_http_call_for_operators(node: CrossbarNode) -> None:
     """/call gives no access to what needs an operator's ticket."""
     async with registrar(node):
         status, body = await deferToThread(post, node, SECRETS["TWISTEDCELERY_CALL_SECRET"], ADMIN)
-    assert (status, body["error"]) == (200, ApplicationError.NOT_AUTHORIZED)
+    assert (status, body["error"]) == (403, ApplicationError.NOT_AUTHORIZED)
+
+
+@pytest_twisted.ensureDeferred
+async def test_http_call_that_fails(node: CrossbarNode) -> None:
+    """The status tells the kind of failure; the body has the error, its arguments and keywords."""
+    statuses = {
+        "celery.error.invalid_arguments": 400,
+        "celery.error.not_allowed": 403,
+        "other.error.unknown_task": 404,
+        "celery.error.revoked": 409,
+        "celery.error.task_failed": 500,
+        "com.example.anything": 500,
+        "celery.error.worker_lost": 502,
+        "celery.error.overloaded": 503,
+        "celery.error.timeout": 504,
+    }
+
+    def fail(uri: str) -> None:
+        raise ApplicationError(uri, "why", task_id="id-1", data=b"x")
+
+    async with registrar(node) as session:
+        await session.register(fail, "celery.fail")
+        answers = {
+            uri: await deferToThread(post_signed, node, procedure="celery.fail", args=[uri])
+            for uri in statuses
+        }
+        nobody = await deferToThread(post_signed, node, procedure="celery.nobody")
+        no_uri = await deferToThread(post_signed, node, procedure="celery. x")
+    details = {"args": ["why"], "kwargs": {"task_id": "id-1", "data": "\0eA=="}}
+    assert answers == {uri: (status, {"error": uri, **details}) for uri, status in statuses.items()}
+    assert (nobody[0], nobody[1]["error"]) == (404, ApplicationError.NO_SUCH_PROCEDURE)
+    assert (no_uri[0], no_uri[1]["error"]) == (400, ApplicationError.INVALID_URI)
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"procedure": TASK, "args": ["\ud83d"]},
+        {"procedure": TASK, "kwargs": {"\ud83d": 1}},
+        {"procedure": "celery.\ud83d"},
+        {"procedure": 5},
+        {"procedure": TASK, "args": {"x": 1}},
+        {"procedure": TASK, "kwargs": [1]},
+        {},
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_http_call_that_is_none(event: dict[str, Any], node: CrossbarNode) -> None:
+    """What WAMP cannot carry, or names no procedure, is refused."""
+    async with registrar(node):
+        status, _ = await deferToThread(post_signed, node, **event)
+    assert status == 400
+
+
+@pytest_twisted.ensureDeferred
+async def test_http_call_that_is_repeated(node: CrossbarNode) -> None:
+    """Who captures a signed request cannot send it again."""
+    body = json.dumps({"procedure": TASK, "args": [2, 3]}).encode()
+    path = signed(SECRETS["TWISTEDCELERY_CALL_SECRET"], body)
+    async with registrar(node):
+        answers = [await deferToThread(send, node, path, body) for _ in range(3)]
+    assert [status for status, _ in answers] == [200, 401, 401]
+
+
+@pytest_twisted.ensureDeferred
+async def test_http_call_with_any_keywords(node: CrossbarNode) -> None:
+    """Names that Autobahn and Crossbar use for themselves are a task's, too."""
+    kwargs = {"self": 1, "procedure": "x", "options": {"y": 2}, "args": [], "kwargs": {}, "details": None}
+    async with registrar(node) as session:
+        receive = session.onMessage
+
+        def receive_keywords(message: Any) -> None:
+            # As the bridge does: Autobahn's callee would clash with some names itself.
+            if isinstance(message, Invocation):
+                message.kwargs = {"keywords": message.kwargs}
+            receive(message)
+
+        session.onMessage = receive_keywords  # type: ignore[method-assign]
+        await session.register(lambda keywords: keywords, "celery.keywords")
+        answer = await deferToThread(post_signed, node, procedure="celery.keywords", kwargs=kwargs)
+    assert answer == (200, {"args": [kwargs]})
+
+
+@pytest_twisted.ensureDeferred
+async def test_http_call_whose_client_hangs_up(node: CrossbarNode) -> None:
+    """The call is cancelled, as that of a WAMP caller who leaves."""
+    called: Deferred[None] = Deferred()
+    cancelled: Deferred[None] = Deferred()
+
+    def wait() -> Deferred[None]:
+        called.callback(None)
+        return Deferred(lambda _: cancelled.callback(None))
+
+    body = json.dumps({"procedure": "celery.wait"}).encode()
+    path = signed(SECRETS["TWISTEDCELERY_CALL_SECRET"], body)
+    request = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+    async with registrar(node) as session:
+        await session.register(wait, "celery.wait")
+        with socket.create_connection(("127.0.0.1", node.port), timeout=10) as connection:
+            connection.sendall(request)
+            await called
+        await cancelled
+        assert (await deferToThread(post_signed, node, procedure=TASK))[0] == 200
 
 
 @pytest.mark.parametrize(("secret", "status"), [(None, 400), ("", 401), ("wrong", 401)])

@@ -8,14 +8,16 @@ import pytest
 from twisted.internet.task import Clock
 from twisted.logger import Logger, formatEvent
 
-from twistedcelery._logging import LOG_INTERVAL, MAX_LINES, RepeatedWarnings
+from twistedcelery._logging import LOG_INTERVAL, MAX_LINES, CountedWarnings, RepeatedWarnings
 
 
 class Scene:
     def __init__(self) -> None:
         self.clock = Clock()
         self.lines: list[str | None] = []
-        self.warnings = RepeatedWarnings(Logger(observer=self.observe), self.clock.seconds)
+        log = Logger(observer=self.observe)
+        self.warnings = RepeatedWarnings(log, self.clock.seconds)
+        self.counted = CountedWarnings(log, self.clock.seconds)
 
     def observe(self, event: Any) -> None:
         self.lines.append(formatEvent(event))
@@ -48,3 +50,19 @@ def test_texts_that_always_differ(scene):
     scene.clock.advance(LOG_INTERVAL)
     scene.warnings.warn("error")
     assert scene.lines[-1] == "error"
+
+
+def test_one_line_of_each_kind_a_minute(scene):
+    """What differs within a kind does not matter. The next line has the number of those between."""
+    for number in range(1000):
+        scene.counted.warn("a reply is dropped", f"{{error}} {number}")
+    scene.counted.warn("an event is dropped")
+    assert scene.lines == ["a reply is dropped: {error} 0", "an event is dropped"]
+    scene.clock.advance(LOG_INTERVAL)
+    for _ in range(2):
+        scene.counted.warn("a reply is dropped", "again")
+        scene.counted.warn("an event is dropped")
+    assert scene.lines[2:] == [
+        "a reply is dropped: again (and 999 more since the last such line)",
+        "an event is dropped",
+    ]

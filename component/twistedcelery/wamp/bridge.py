@@ -43,10 +43,12 @@ from twistedcelery.wamp.uris import Uris
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Mapping
 
+    from autobahn.wamp.exception import ApplicationError
     from celery import Celery
     from twisted.python.failure import Failure
 
     from twistedcelery.wamp.interfaces import WampSession
+    from twistedcelery.wamp.invocation import Caller
 
 __all__ = ["Bridge", "bridge_for", "check"]
 
@@ -83,6 +85,7 @@ class Bridge:
         self.config = config
         self.uris = Uris(config.prefix)
         self.errors = CallErrors(self.uris, config.tracebacks)
+        self._submit_uri = self.uris.api("submit")
         self.router_warnings = RepeatedWarnings(_log, reactor.seconds)
         self._name = app.main or config.app
         self._reactor = reactor
@@ -161,6 +164,14 @@ class Bridge:
         self._leadership.detach(session)
         if self._session is session:
             self._session = None
+
+    def refusal(self, uri: str, caller: Caller) -> ApplicationError | None:
+        """The error of a call that is refused before anything of it is looked at; ``None``: it is not.
+
+        :param uri: the procedure
+        """
+        sends_a_task = self.uris.is_task(uri) or uri == self._submit_uri
+        return self._in_flight.refusal(caller) if sends_a_task else None
 
     def drain(self, session: WampSession) -> None:
         """A session is about to leave. Until then it only publishes."""
@@ -275,6 +286,7 @@ def bridge_for(realm: str, extra: Mapping[str, Any] | None, reactor: Any) -> Bri
             reactor,
             publish_timeout=config.publish_timeout,
             terminate=config.terminate,
+            max_reply_bytes=config.max_reply_bytes,
             disconnect_at_shutdown=False,
         )
         bridge = _bridges[key] = Bridge(config, app, reactor, client, realm=realm)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from autobahn.twisted.wamp import ApplicationSession
 from autobahn.wamp.exception import ApplicationError
-from autobahn.wamp.message import Event, Interrupt, Invocation
+from autobahn.wamp.message import Error, Event, Interrupt, Invocation
 from autobahn.wamp.types import RegisterOptions, SubscribeOptions
 from twisted.internet import defer
 from twisted.internet.defer import Deferred, DeferredList, succeed
@@ -18,11 +18,12 @@ from twisted.logger import Logger
 from twistedcelery._deferreds import fork
 from twistedcelery.errors import ConfigurationError
 from twistedcelery.wamp.bridge import Bridge, bridge_for, check
-from twistedcelery.wamp.invocation import DETAILS, KEYWORDS, OpenInvocations
+from twistedcelery.wamp.invocation import DETAILS, KEYWORDS, Caller, OpenInvocations
 from twistedcelery.wamp.router.authentication import AUTHID_VARIABLE, TICKET_VARIABLE, Credentials
 from twistedcelery.wamp.router.bridge_topics import BridgeTopics, describe_process
 from twistedcelery.wamp.router.container import Component, component_of, joined_component
 from twistedcelery.wamp.router.registrations import Registrations
+from twistedcelery.wamp.router.unreadable import Unreadable, keep_session
 from twistedcelery.wamp.values import MAX_SIZE
 
 if TYPE_CHECKING:
@@ -117,6 +118,7 @@ class CeleryBridge(ApplicationSession):
             self._give_up(f"the bridge cannot start: {error}")
             return
         self._open = OpenInvocations(self._bridge.errors, self)
+        keep_session(self.transport, self._unreadable)
         credentials = Credentials.from_environment(os.environ)
         if credentials is None:
             self.join(self.config.realm)
@@ -141,7 +143,13 @@ class CeleryBridge(ApplicationSession):
         return self._offered.start().addCallback(self._registered, details)
 
     def onMessage(self, msg: Any) -> None:
-        """Pass a message to Autobahn, with two things that Autobahn does not do for endpoints."""
+        """Pass a message to Autobahn, with two things that Autobahn does not do for endpoints.
+
+        A call that there is no room for is refused here: Autobahn's way costs four times as much, and while
+        one caller sends thousands of them, another one waits.
+        """
+        if isinstance(msg, Invocation) and self._refuse(msg):
+            return
         if isinstance(msg, Interrupt) and self._open is not None:
             # Autobahn does not pass the mode on.
             self._open.interrupt_mode = msg.mode
@@ -232,6 +240,28 @@ class CeleryBridge(ApplicationSession):
             _log.debug("a call ended with {uri}", uri=error.error)
         else:
             _log.failure("the bridge's session failed", failure=fail)
+
+    def _refuse(self, msg: Invocation) -> bool:
+        registration = self._provided.get(msg.registration)
+        transport: Any = self._transport
+        if registration is None or self._bridge is None:
+            return False
+        caller = Caller(msg.caller, msg.caller_authid, msg.caller_authrole)
+        error = self._bridge.refusal(registration.procedure, caller)
+        if error is None:
+            return False
+        transport.send(Error(Invocation.MESSAGE_TYPE, msg.request, error.error, args=list(error.args)))
+        return True
+
+    def _unreadable(self, message: Unreadable) -> None:
+        if self._bridge is None or message.kind != Invocation.MESSAGE_TYPE:
+            _log.warn("an event is dropped: {reason}", reason=message.reason)
+            return
+        error = self._bridge.errors.make(
+            "invalid_arguments", f"the bridge cannot decode the call: {message.reason}"
+        )
+        transport: Any = self.transport
+        transport.send(Error(Invocation.MESSAGE_TYPE, message.number, error.error, args=list(error.args)))
 
     def _drain(self) -> Deferred[None]:
         # Subscriptions before procedures: while the bridge holds the leader's, no other bridge takes over.

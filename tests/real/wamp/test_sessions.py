@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import psutil
 import pytest
 import pytest_twisted
@@ -67,6 +69,33 @@ async def test_a_bridge_in_a_container(broker, worker_process, start_node, clien
     await deferToThread(node.stop)
     assert node.process.left_behind == []
     assert TICKET not in node.process.output()
+
+
+@pytest_twisted.ensureDeferred
+async def test_nesting_in_a_container(broker, worker_process, start_node, client):
+    """A container speaks CBOR, which reads fewer levels than the router. The bridge's session survives.
+
+    Each caller gets an error of its own; a call of somebody else goes on.
+    """
+    node = await start_node(broker, {"app": "tests.support.taskapp"})
+    caller, hostile = await client(node.url), await client(node.url, "msgpack")
+    await wait_for_procedure(caller, "celery.taskapp.add")
+    lost = await caller.events("celery_admin.bridge.offline")
+    other = caller.call("celery.taskapp.sleep", 0.5)
+    ended = set()
+    for depth in (101, 400, 900):
+        value = functools.reduce(lambda inner, _: [inner], range(depth), 1)
+        for call in (
+            hostile.call("celery.taskapp.echo", value),
+            hostile.call("celery_api.submit", "taskapp.echo", [], {"x": value}),
+            hostile.call("celery_api.state", value),
+        ):
+            with pytest.raises(ApplicationError) as refused:
+                await call
+            ended.add(refused.value.error)
+    assert ended == {"celery.error.invalid_arguments"}
+    assert await other == 0.5
+    assert not lost.pending
 
 
 @pytest.mark.parametrize(

@@ -92,8 +92,8 @@ async def test_events_can_be_chosen(router, bridge, client):
 
 @pytest_twisted.ensureDeferred
 async def test_one_task_has_a_topic_of_its_own(router, bridge, client):
-    """Its URI holds the id without dashes, and who comes late gets the last event."""
-    running, caller = await bridge(router.url), await client(router.url)
+    """Its URI holds the id without dashes. Who comes late asks, or gets the last event if it is retained."""
+    running, caller = await bridge(router.url, retain_events=True), await client(router.url)
     task_id = await caller.call(running.api("submit"), "taskapp.countdown", [5], {"delay": 0.1})
     topic = f"{running.prefix}_task.{uuid.UUID(task_id).hex}"
     queue = await caller.events(topic)
@@ -105,12 +105,13 @@ async def test_one_task_has_a_topic_of_its_own(router, bridge, client):
     assert set(states) == {"PROGRESS", "SUCCESS"}
     late = await (await client(router.url)).events(topic, retained=True)
     assert (await late.get())[1]["state"] == "SUCCESS"
+    assert await caller.call(running.api("state"), task_id) == "SUCCESS"
 
 
 @pytest_twisted.ensureDeferred
 async def test_events_for_the_caller_alone(router, bridge, client):
     """Where only the caller may see its events, nobody else does, retained or not."""
-    running = await bridge(router.url, event_audience="caller")
+    running = await bridge(router.url, event_audience="caller", retain_events=True)
     caller, other = await client(router.url), await client(router.url)
     everything = await other.events(running.uri("taskapp"), match="prefix")
     own = await caller.events(running.uri("taskapp"), match="prefix")

@@ -13,6 +13,7 @@ from tests.unit.wamp.conftest import error_of, result_of
 from tests.unit.wamp.fakes import failure, final, success
 from twistedcelery import (
     BrokerUnavailable,
+    CallCancelled,
     Disconnected,
     EncodeError,
     NoResultBackend,
@@ -61,6 +62,8 @@ def test_arguments_are_checked_as_celery_does(setup):
         (failure(TaskRevokedError("raised by the task itself")), "task_failed"),
         (failure(BrokerUnavailable("raised by the task itself")), "task_failed"),
         (final("REVOKED", TaskRevokedError("revoked")), "revoked"),
+        (failure(CallCancelled("raised by the task itself")), "task_failed"),
+        (final("REVOKED", "not an exception"), "revoked"),
         (final("REJECTED", Reject("no")), "task_failed"),
         (final("FAILURE", "not an exception"), "task_failed"),
         (final("FAILURE", TaskFailure("no exception", {"custom": "why"})), "task_failed"),
@@ -208,6 +211,26 @@ def test_a_call_in_time_leaves_no_timer(setup):
     one.last.finish(success(3))
     assert result_of(answer) == 3
     assert one.clock.getDelayedCalls() == []
+
+
+@pytest.mark.parametrize(
+    ("stored", "exc_type", "says"),
+    [
+        (TaskRevokedError("expired"), "TaskRevokedError", "expired"),
+        (TaskFailure("stored with 'why', which is no exception", "why"), "TaskFailure", "stored with 'why'"),
+    ],
+)
+def test_the_reason_of_a_revocation(stored, exc_type, says, setup):
+    """Callers learn what the worker said."""
+    one = setup()
+    answer = one.call("app.add", 1, 2)
+    one.last.finish(final("REVOKED", stored))
+    error = error_of(answer)
+    assert error.kwargs.keys() == {"exc_type", "exc_module", "exc_message", "task_id"}
+    assert error.kwargs["exc_type"] == exc_type
+    assert says in error.args[0]
+    assert says in error.kwargs["exc_message"]
+    assert one.bridge._in_flight.totals["revoked"] == 1
 
 
 @pytest.mark.parametrize(

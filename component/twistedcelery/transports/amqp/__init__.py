@@ -45,7 +45,8 @@ class AmqpTransport(Transport):
     def results(self, setup: Setup, receiver: ReplyReceiver) -> AmqpResults:
         """Consume replies from ``broker_read_url``. Connects when the first task is watched."""
         quorum = setup.app.conf.task_default_queue_type == "quorum"
-        results = AmqpResults(setup.reactor, receiver, ReplyDecoder(setup.app), uuid(), quorum)
+        decoder = ReplyDecoder(setup.app, setup.max_reply_bytes)
+        results = AmqpResults(setup.reactor, receiver, decoder, uuid(), quorum)
         return results.use(_connection(setup, setup.app.connection_for_read(), results, "results"))
 
     def store(self, setup: Setup) -> None:

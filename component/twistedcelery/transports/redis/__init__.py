@@ -73,7 +73,7 @@ class RedisTransport(Transport):
     def results(self, setup: Setup, receiver: ReplyReceiver) -> RedisResults:
         """Follow the states in ``result_backend``. Connects when the first task is watched."""
         reactor = setup.reactor
-        backend = OfflineRedisBackend(setup.app)
+        backend = OfflineRedisBackend(setup.app, max_bytes=setup.max_reply_bytes)
         results = RedisResults(reactor, receiver, backend)
         servers = _result_servers(backend, reactor)
         subscriptions = Subscriptions(reactor, results)
@@ -91,7 +91,7 @@ class RedisTransport(Transport):
         requests.use(
             Connection(servers, requests, setup.reactor, backoff, open_link, purpose="results by id")
         )
-        return RedisStore(setup.app).use(requests)
+        return RedisStore(setup.app, setup.max_reply_bytes).use(requests)
 
 
 def _brokers(kombu: Any, reactor: Any) -> Servers:

@@ -1,7 +1,7 @@
 """Publishes task events on WAMP topics.
 
-Each event goes to the topic of its task and kind, and to the topic of the one run. On the latter the
-router may retain it for late subscribers.
+Each event goes to the topic of its task and kind, and to the topic of the one run. On the latter
+the router retains it for late subscribers, if the configuration says so.
 """
 
 from __future__ import annotations
@@ -101,6 +101,10 @@ class EventPublisher:
         self._uris = uris
         self._session: WampSession | None = None
         self._kept: deque[TaskEvent] = deque(maxlen=_MAX_KEPT)
+        if config.retain_events:
+            _log.warn(
+                "'retain_events' is on: the router keeps an event of each task, about 2 KB, until it stops"
+            )
 
     def attach(self, session: WampSession) -> None:
         """Publish over this session from now on, beginning with the events that were kept."""
@@ -136,7 +140,7 @@ class EventPublisher:
         topic = self._uris.event(event.task, event.kind.name)
         self._send(self._session, topic, payload, event.caller, retain=False)
         # The router keeps a restricted event beside the earlier ones, not in place of them.
-        retain = not only_caller or event.is_final
+        retain = self._config.retain_events and (not only_caller or event.is_final)
         run_topic = self._uris.task_events(event.task_id)
         if run_topic is not None and not event.overtaken:
             self._send(self._session, run_topic, payload, event.caller, retain=retain)
