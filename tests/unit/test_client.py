@@ -283,7 +283,7 @@ def test_a_task_is_published_when_its_results_can_be_received(transport):
     transport.written.last.confirm()
     transport.replies.reply(call.task_id, "SUCCESS", 1)
     assert outcomes_of(call) == [1]
-    transport.turn()
+    transport.clock.advance(6)
     assert transport.clock.getDelayedCalls() == []
 
 

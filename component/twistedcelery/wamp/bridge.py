@@ -43,10 +43,12 @@ from twistedcelery.wamp.uris import Uris
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Mapping
 
+    from autobahn.wamp.exception import ApplicationError
     from celery import Celery
     from twisted.python.failure import Failure
 
     from twistedcelery.wamp.interfaces import WampSession
+    from twistedcelery.wamp.invocation import Caller
 
 __all__ = ["Bridge", "bridge_for", "check"]
 
@@ -83,12 +85,13 @@ class Bridge:
         self.config = config
         self.uris = Uris(config.prefix)
         self.errors = CallErrors(self.uris, config.tracebacks)
+        self._submit_uri = self.uris.api("submit")
         self.router_warnings = RepeatedWarnings(_log, reactor.seconds)
         self._name = app.main or config.app
         self._reactor = reactor
         self._client = client
         self._session: WampSession | None = None
-        self._events = EventPublisher(config, self.uris)
+        self._events = EventPublisher(config, self.uris, wall_clock)
         ids = TaskIds(realm, config.prefix)
         context = Context(config, reactor, wall_clock, app.timezone, self.uris, self.errors, ids)
         mergers = EventMergers(reactor, wall_clock, self._events.publish)
@@ -162,9 +165,18 @@ class Bridge:
         if self._session is session:
             self._session = None
 
+    def refusal(self, uri: str, caller: Caller) -> ApplicationError | None:
+        """The error of a call that is refused before anything of it is looked at; ``None``: it is not.
+
+        :param uri: the procedure
+        """
+        sends_a_task = self.uris.is_task(uri) or uri == self._submit_uri
+        return self._in_flight.refusal(caller) if sends_a_task else None
+
     def drain(self, session: WampSession) -> None:
         """A session is about to leave. Until then it only publishes."""
         self._leadership.detach(session)
+        self._events.drain(session)
 
     def stop(self) -> Deferred[None]:
         """Let the session leave, then disconnect from the broker. A later session gets a new bridge.

@@ -83,6 +83,7 @@ class Configuration:
     :ivar foreign_events: whether events of tasks that no bridge sent are published
     :ivar worker_events: whether ``celery_admin.worker.*`` are published
     :ivar enable_events: whether workers are asked to send events of tasks
+    :ivar retain_events: whether the router keeps the last event of each task, for as long as it runs
     :ivar publish_arguments: whether events carry the task's arguments
     :ivar publish_results: whether ``succeeded`` carries the result
     :ivar tracebacks: whether errors and events carry remote tracebacks
@@ -115,6 +116,7 @@ class Configuration:
     foreign_events: bool = True
     worker_events: bool = True
     enable_events: bool = False
+    retain_events: bool = False
     publish_arguments: bool = False
     publish_results: bool = False
     tracebacks: bool = False
@@ -314,6 +316,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "foreign_events": _flag,
     "worker_events": _flag,
     "enable_events": _flag,
+    "retain_events": _flag,
     "publish_arguments": _flag,
     "publish_results": _flag,
     "tracebacks": _flag,

@@ -18,7 +18,7 @@ from twisted.logger import Logger
 from twistedcelery._deferreds import fork
 from twistedcelery.errors import ConfigurationError
 from twistedcelery.wamp.bridge import Bridge, bridge_for, check
-from twistedcelery.wamp.invocation import DETAILS, KEYWORDS, OpenInvocations
+from twistedcelery.wamp.invocation import DETAILS, KEYWORDS, Caller, OpenInvocations
 from twistedcelery.wamp.router.authentication import AUTHID_VARIABLE, TICKET_VARIABLE, Credentials
 from twistedcelery.wamp.router.bridge_topics import BridgeTopics, describe_process
 from twistedcelery.wamp.router.container import Component, component_of, joined_component
@@ -143,7 +143,13 @@ class CeleryBridge(ApplicationSession):
         return self._offered.start().addCallback(self._registered, details)
 
     def onMessage(self, msg: Any) -> None:
-        """Pass a message to Autobahn, with two things that Autobahn does not do for endpoints."""
+        """Pass a message to Autobahn, with two things that Autobahn does not do for endpoints.
+
+        A call that there is no room for is refused here: Autobahn's way costs four times as much, and while
+        one caller sends thousands of them, another one waits.
+        """
+        if isinstance(msg, Invocation) and self._refuse(msg):
+            return
         if isinstance(msg, Interrupt) and self._open is not None:
             # Autobahn does not pass the mode on.
             self._open.interrupt_mode = msg.mode
@@ -234,6 +240,18 @@ class CeleryBridge(ApplicationSession):
             _log.debug("a call ended with {uri}", uri=error.error)
         else:
             _log.failure("the bridge's session failed", failure=fail)
+
+    def _refuse(self, msg: Invocation) -> bool:
+        registration = self._provided.get(msg.registration)
+        transport: Any = self._transport
+        if registration is None or self._bridge is None:
+            return False
+        caller = Caller(msg.caller, msg.caller_authid, msg.caller_authrole)
+        error = self._bridge.refusal(registration.procedure, caller)
+        if error is None:
+            return False
+        transport.send(Error(Invocation.MESSAGE_TYPE, msg.request, error.error, args=list(error.args)))
+        return True
 
     def _unreadable(self, message: Unreadable) -> None:
         if self._bridge is None or message.kind != Invocation.MESSAGE_TYPE:

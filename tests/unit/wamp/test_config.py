@@ -42,6 +42,7 @@ def test_the_defaults():
         foreign_events=True,
         worker_events=True,
         enable_events=False,
+        retain_events=False,
         publish_arguments=False,
         publish_results=False,
         tracebacks=False,

@@ -56,7 +56,7 @@ def test_a_task_of_somebody_else(setup):
         )
         topic, same, options = next(published)
         assert (topic, same) == (f"celery_task.{UUID(FOREIGN).hex}", {**common, **payload})
-        assert options["retain"]
+        assert not options["retain"]
     assert next(published, None) is None
 
 

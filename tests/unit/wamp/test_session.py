@@ -194,3 +194,28 @@ def test_keywords_of_any_name():
     keywords = {"self": 1, "fun": 2, "f": 3, "details": 4, "keywords": 5}
     session.onMessage(Invocation(9, 5, args=[], kwargs=dict(keywords)))
     assert seen["keywords"] == keywords
+
+
+@pytest.mark.parametrize(
+    ("procedure", "refused"), [("taskapp.add", True), ("api.submit", True), ("api.status", False)]
+)
+def test_a_refusal_comes_before_everything_else(procedure, refused):
+    """Past a limit, calls that send a task are answered at once, without their endpoint."""
+    session, transport, _ = connect({**APP, "prefix": f"cheap{procedure[:3]}", "max_in_flight": 1})
+    session._session_id = 1
+    uris = session._bridge.uris
+    uri = uris.api(procedure[4:]) if procedure.startswith("api.") else uris.task(procedure)
+    called = []
+    endpoint = Endpoint(lambda *_, **__: called.append(1), None, "details")
+    session._registrations[5] = session._provided[5] = Registration(session, 5, uri, endpoint)
+    session._bridge._in_flight.refusal = lambda caller: session._bridge.errors.make(
+        "overloaded", caller.authid
+    )
+    transport.sent.clear()
+    session.onMessage(
+        Invocation(9, 5, args=[1], kwargs={}, caller=7, caller_authid="joe", caller_authrole="x")
+    )
+    assert bool(called) is not refused
+    (answer,) = transport.sent
+    if refused:
+        assert (answer.request, answer.error, answer.args) == (9, uris.error("overloaded"), ["joe"])

@@ -23,6 +23,8 @@ from twistedcelery.wamp.tasks.slots import Slots
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from autobahn.wamp.exception import ApplicationError
+
     from twistedcelery import TwistedCelery
     from twistedcelery.wamp.context import Context
     from twistedcelery.wamp.events.merge import EventMergers
@@ -84,7 +86,6 @@ class InFlight:
         :param options: ``celery_options`` as they came
         :raise ApplicationError: if nothing was sent
         """
-        # Before anything is looked at: a refusal must cost next to nothing.
         self._admit(caller, is_scheduled(options))
         config = self._config
         try:
@@ -114,11 +115,23 @@ class InFlight:
         self._admit(caller, is_scheduled(options))
         return self._start(task, args, kwargs, options, caller)
 
-    def _admit(self, caller: Caller, scheduled: bool) -> None:
+    def refusal(self, caller: Caller, scheduled: bool = False) -> ApplicationError | None:
+        """The error of a task that cannot be sent now, since there are too many; ``None``: there is room.
+
+        It is cheap, and takes no more than who calls: a flood must cost next to nothing.
+
+        :param scheduled: whether the task waits for its ETA, which takes room of another kind as well
+        """
         refusal = self._slots.why_not(caller, scheduled)
-        if refusal is not None:
-            self.totals["overloaded"] += 1
-            raise self._errors.make("overloaded", refusal)
+        if refusal is None:
+            return None
+        self.totals["overloaded"] += 1
+        return self._errors.make("overloaded", refusal)
+
+    def _admit(self, caller: Caller, scheduled: bool) -> None:
+        error = self.refusal(caller, scheduled)
+        if error is not None:
+            raise error
 
     def _times(self, options: Mapping[str, Any]) -> tuple[float, float | None]:
         return times(options, self._context.wall_clock(), self._context.timezone)
