@@ -87,6 +87,7 @@ ALLOWED = [
     ("bridge", "publish to", RUN),
     ("bridge", "publish to", HEARTBEAT),
     ("bridge", "call", "wamp.session.get"),
+    ("bridge", "subscribe", "wamp.subscription.on_create"),
 ]
 REFUSED = [
     ("browser", "call", ADMIN),
@@ -138,6 +139,10 @@ MATRIX = {
         "wamp.session.get": {"call"},
         "wamp.session.add_testament": {"call"},
         "wamp.session.flush_testaments": {"call"},
+        "wamp.subscription.on_create": {"subscribe"},
+        "wamp.subscription.on_delete": {"subscribe"},
+        "wamp.subscription.list": {"call"},
+        "wamp.subscription.get": {"call"},
     },
 }
 EVENTS = ("sent", "received", "started", "progress", "retried", "succeeded", "failed", "revoked", "rejected")
@@ -162,6 +167,10 @@ URIS = {
         f"wamp.session.{name}": [f"wamp.session.{name}"]
         for name in ("get", "add_testament", "flush_testaments")
     },
+    **{
+        f"wamp.subscription.{name}": [f"wamp.subscription.{name}"]
+        for name in ("on_create", "on_delete", "list", "get")
+    },
     "others": [
         *(
             "celery",
@@ -170,15 +179,18 @@ URIS = {
             "celery_apis.tasks",
             "com.example",
         ),
-        *("wamp.session.list", "wamp.session.kill", "wamp.registration.list", "wamp.subscription.list"),
+        *("wamp.session.list", "wamp.session.kill", "wamp.registration.list", "wamp.subscription.match"),
         "crossbar.get_status",
     ],
 }
 #: What a router's own procedures take.
 ARGUMENTS: dict[str, Callable[[Any], tuple[Any, ...]]] = {
     "wamp.session.get": lambda session: (session._session_id,),
+    "wamp.subscription.get": lambda _: (0,),
     "wamp.session.add_testament": lambda _: ("celery_admin.bridge.offline", [], {}),
 }
+#: Errors that say that an action is allowed.
+ANSWERS = {ApplicationError.NO_SUCH_PROCEDURE, ApplicationError.NO_SUCH_SUBSCRIPTION}
 #: How a router refuses: an action, or its own URIs to anybody.
 REFUSALS = {ApplicationError.NOT_AUTHORIZED, ApplicationError.INVALID_URI}
 
@@ -300,7 +312,7 @@ async def test_every_role_with_every_uri(node: CrossbarNode, role: str) -> None:
                     except ApplicationError as error:
                         if error.error in REFUSALS:
                             continue
-                        if error.error != ApplicationError.NO_SUCH_PROCEDURE:
+                        if error.error not in ANSWERS:
                             raise
                     seen[uri].add(action)
     assert seen == expected

@@ -39,6 +39,9 @@ class FakeSubscriber:
         self.user = user
         return self
 
+    def renew(self):
+        return None
+
     def cancel(self):
         self.cancelled += 1
         return succeed(None)

@@ -19,6 +19,7 @@ from twistedcelery.encoding.encoder import Encoder
 from twistedcelery.errors import ConfigurationError, Disconnected, TwistedCeleryError
 from twistedcelery.transports.interface import ReplyReceiver, ResultSource, Setup, Transport
 from twistedcelery.transports.registry import find
+from twistedcelery.transports.urls import check_urls
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -149,6 +150,7 @@ class Binding:
     def _bind(self) -> BoundTransport:
         _check_reactor(self._setup.reactor)
         with _reading_settings():
+            check_urls(self._setup.app.conf)
             transport = find(self._setup.app, self._choice)
             bound = self._bound = BoundTransport(transport, self._setup, self._receiver)
             self._process = os.getpid()

@@ -211,6 +211,13 @@ class SubscriptionUser(Protocol):
 class Subscription(Protocol):
     """A queue that is consumed."""
 
+    def renew(self) -> Deferred[None] | None:
+        """Declare the queue again, where the broker may have forgotten it without a word.
+
+        :return: ``None`` where a broker says so, else a Deferred that fires once it is declared. It may fail
+            with a `twistedcelery.errors.PublishError`.
+        """
+
     def cancel(self) -> Deferred[None]:
         """Stop consuming, and delete the queue where it is ``auto_delete``. The user is not
         called any more.

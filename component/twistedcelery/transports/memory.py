@@ -602,6 +602,9 @@ class _Subscription:
         self.user = user
         self._transport = transport
 
+    def renew(self) -> None:
+        """Nothing is forgotten here."""
+
     def cancel(self) -> Deferred[None]:
         self._transport.unsubscribe(self)
         return succeed(None)

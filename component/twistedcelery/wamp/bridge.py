@@ -91,7 +91,7 @@ class Bridge:
         self._reactor = reactor
         self._client = client
         self._session: WampSession | None = None
-        self._events = EventPublisher(config, self.uris)
+        self._events = EventPublisher(config, self.uris, wall_clock)
         ids = TaskIds(realm, config.prefix)
         context = Context(config, reactor, wall_clock, app.timezone, self.uris, self.errors, ids)
         mergers = EventMergers(reactor, wall_clock, self._events.publish)
@@ -176,6 +176,7 @@ class Bridge:
     def drain(self, session: WampSession) -> None:
         """A session is about to leave. Until then it only publishes."""
         self._leadership.detach(session)
+        self._events.drain(session)
 
     def stop(self) -> Deferred[None]:
         """Let the session leave, then disconnect from the broker. A later session gets a new bridge.

@@ -48,15 +48,12 @@ def row_names(document: Path = DOCUMENT) -> list[str]:
 
 
 def write_row(row: list[str], document: Path = DOCUMENT) -> None:
-    """Replace a row, or append it. Several processes may do so at once."""
+    """Replace a row, or add it where the alphabet has it. Several processes may do so at once."""
     with document.open("r+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         before, rows, after = _parts(file.read())
         line = f"| {' | '.join(row)} |"
-        if row[0] in map(_name, rows):
-            rows = [line if _name(each) == row[0] else each for each in rows]
-        else:
-            rows.append(line)
+        rows = sorted([*(each for each in rows if _name(each) != row[0]), line])
         file.seek(0)
         file.write("\n".join([*before, *_HEADER, *rows, *after]) + "\n")
         file.truncate()

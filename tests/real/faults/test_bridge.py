@@ -38,7 +38,7 @@ def flood(tmp_path):
 
 
 @fault(
-    "one WAMP caller floods, another one calls",
+    "WAMP: a caller floods with 50,000 calls, another one calls",
     short=None,
     long=Size(calls=50_000, rate=20),
 )

@@ -15,7 +15,7 @@ from tests.real.faults.trial import Size, Trial
 from tests.real.wamp.client import connect
 
 #: The row's name.
-ENDURANCE = "nothing: half of the load that the bridge can take"
+ENDURANCE = "WAMP: nothing but half of the load that the bridge can take"
 
 #: Calls that are under way at once while it is found out how many there can be in a second.
 CALLERS = 20

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 
-from tests.real.faults import test_bridge, test_rabbitmq, test_redis, test_workers
+from tests.real.faults import test_bridge, test_rabbitmq, test_redis, test_replies, test_workers
 from tests.real.faults.measuring import KEPT, PENDING, Watch, tables
 from tests.real.faults.table import cells, row_names, write_row
 from tests.real.faults.test_endurance import ENDURANCE
@@ -17,7 +17,7 @@ from twistedcelery.wamp.bridge import Bridge
 from twistedcelery.wamp.config import Configuration
 
 #: Their rows are in `FAULTS` because they are imported.
-MODULES = (test_bridge, test_rabbitmq, test_redis, test_workers)
+MODULES = (test_bridge, test_rabbitmq, test_redis, test_replies, test_workers)
 
 
 class Part:
@@ -72,7 +72,7 @@ def test_tables_of_pending_things_have_the_names_that_are_looked_for():
 
 
 def test_a_row_is_written_once(tmp_path):
-    """A row is appended, and replaced afterwards; what stands around the table stays."""
+    """A row is added, and replaced afterwards; what stands around the table stays."""
     document = tmp_path / "soak.md"
     begin, end = "<!-- make soak writes from here -->", "<!-- make soak writes to here -->"
     document.write_text(f"# Title\n\n{begin}\n{end}\n\nThe end.\n")

@@ -42,7 +42,7 @@ async def lose_worker(trial, broker_url, worker, new_client, task_name):
         await deferToThread(running.start)
 
 
-@fault("a process of the worker's pool is killed, three times", short=Size(calls=30), long=Size(calls=50))
+@fault("Worker: a process of its pool is killed, three times", short=Size(calls=30), long=Size(calls=50))
 @pytest_twisted.ensureDeferred
 async def test_child(trial, broker_url, worker, new_client):
     """The worker itself reports what its process had."""
@@ -51,7 +51,9 @@ async def test_child(trial, broker_url, worker, new_client):
     assert 1 <= trial.counts.errors["WorkerLostError"] <= 3
 
 
-@fault("the same, with `acks_late`", short=None, long=Size(calls=50))
+@fault(
+    "Worker: a process of its pool is killed, three times, with `acks_late`", short=None, long=Size(calls=50)
+)
 @pytest_twisted.ensureDeferred
 async def test_child_late(trial, broker_url, worker, new_client):
     """RabbitMQ delivers again what the process had."""
@@ -60,7 +62,7 @@ async def test_child_late(trial, broker_url, worker, new_client):
     assert trial.counts.twice >= 1
 
 
-@fault("the worker is killed and restarted", short=Size(calls=30), long=Size(calls=50))
+@fault("Worker is killed and restarted", short=Size(calls=30), long=Size(calls=50))
 @pytest_twisted.ensureDeferred
 async def test_worker(trial, broker_url, worker, new_client):
     """What it ran is told as lost; what it had only fetched is delivered again."""
@@ -69,7 +71,7 @@ async def test_worker(trial, broker_url, worker, new_client):
     assert 1 <= trial.counts.errors["ResultLost"] <= 2 * CHILDREN
 
 
-@fault("the worker is killed and restarted, with `acks_late`", short=None, long=Size(calls=50))
+@fault("Worker is killed and restarted, with `acks_late`", short=None, long=Size(calls=50))
 @pytest_twisted.ensureDeferred
 async def test_worker_late(trial, broker_url, worker, new_client):
     """RabbitMQ delivers again all that it had not acknowledged."""
@@ -78,9 +80,7 @@ async def test_worker_late(trial, broker_url, worker, new_client):
     assert trial.counts.twice >= 1
 
 
-@fault(
-    "calls that are given up while their tasks run, with results of 1 MB", short=None, long=Size(calls=300)
-)
+@fault("Replies: results of 1 MB, for calls that were given up", short=None, long=Size(calls=300))
 @pytest_twisted.ensureDeferred
 async def test_given_up(trial, broker_url, worker, new_client):
     """What their tasks return is not kept without a bound."""

@@ -117,6 +117,18 @@ def test_something_that_is_no_router(setup, said):
     )
 
 
+def test_a_reason_that_comes_late(setup, said):
+    """Autobahn knows why TLS failed only after it has reported the end of the connection."""
+    setup.router.wasNotCleanReason = None
+    setup.client.start()
+    setup.router.accept()
+    setup.router.close()
+    setup.router.wasNotCleanReason = "certificate verify failed"
+    setup.clock.advance(0)
+    (line,) = said
+    assert "no router at the router: certificate verify failed. " in line
+
+
 def test_a_router_that_refuses_the_session(setup, said):
     """The session logs the router's reason, so the end of the connection is not logged."""
     setup.client.start()

@@ -128,8 +128,17 @@ def _parse(url: str) -> tuple[str, int, bool]:
         parsed = parse_rawsocket_url(url) if url.startswith("rs") else parse_websocket_url(url)
     except Exception as error:
         # Autobahn raises plain Exceptions, too.
-        raise ConfigurationError(f"{url!r:.255} is no URL of a WAMP router: {error}") from error
+        if "@" in url:
+            # The error may show a part of a password.
+            raise ConfigurationError(f"{_shown(url)} is no URL of a WAMP router") from None
+        raise ConfigurationError(f"{_shown(url)} is no URL of a WAMP router: {error}") from error
     secure, host, port = parsed[:3]
     if host == "unix" or not isinstance(port, int):
-        raise ConfigurationError(f"{url!r:.255} is no URL of a WAMP router: Unix sockets are not supported")
+        raise ConfigurationError(f"{_shown(url)} is no URL of a WAMP router: Unix sockets are not supported")
     return host, port, secure
+
+
+def _shown(url: str) -> str:
+    """A URL for errors, without a user name and a password."""
+    scheme, separator, rest = url.partition("://")
+    return repr(f"{scheme}{separator}{rest.rpartition('@')[2]}")[:255]

@@ -100,7 +100,9 @@ class ReconnectingClient:
             await closed
         finally:
             joined, self._joined = self._joined, False
-        # Autobahn's WebSocket protocol keeps the reason.
+        # Autobahn's WebSocket protocol keeps the reason, in some cases only after it has reported the end.
+        if getattr(protocol, "wasNotCleanReason", "") is None:
+            await deferLater(self._reactor, 0)
         reason = getattr(protocol, "wasNotCleanReason", None) or "the connection was closed"
         if joined and not self._stopped:
             _log.warn("the connection to {router} is lost: {reason}", router=self._router, reason=reason)

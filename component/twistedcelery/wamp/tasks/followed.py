@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from twistedcelery.wamp.events.merge import EventMergers
     from twistedcelery.wamp.invocation import Caller
 
-__all__ = ["UNDELIVERED", "FollowedTask"]
+__all__ = ["UNDELIVERED", "WAITING", "FollowedTask"]
 
 #: How a task ended, where nobody knows.
 UNDELIVERED = "undelivered"

@@ -17,7 +17,7 @@ from twistedcelery.wamp.options import (
     parse_options,
     times,
 )
-from twistedcelery.wamp.tasks.followed import FollowedTask
+from twistedcelery.wamp.tasks.followed import WAITING, FollowedTask
 from twistedcelery.wamp.tasks.slots import Slots
 
 if TYPE_CHECKING:
@@ -62,6 +62,11 @@ class InFlight:
     def scheduled(self) -> int:
         """How many of them wait for their ETA."""
         return len(self._slots.scheduled)
+
+    @property
+    def waiting_for_worker(self) -> int:
+        """How many of them wait since no worker consumes their queue."""
+        return sum(followed.state == WAITING for followed, _ in self._tasks.values())
 
     def find(self, task_id: str) -> FollowedTask | None:
         """The task with this id, if it is in flight."""
