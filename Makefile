@@ -6,6 +6,8 @@ PYTHON ?= python3
 JOBS ?= 3
 # Further options for pytest: make test PYTEST="-k cancel"
 PYTEST ?=
+# Seconds of the endurance trial: make soak ENDURANCE=600
+ENDURANCE ?=
 # make demo BROKER=amqp://... BACKEND=rpc://
 BROKER ?=
 BACKEND ?=
@@ -50,8 +52,9 @@ real: parts tests/node/node_modules/.installed $(VENDOR) ## The tests on real se
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadgroup tests/real $(PYTEST)
 
 .PHONY: soak
-soak: parts tests/node/node_modules/.installed $(VENDOR) ## The long tests: every order of outages, every case of the long comparisons
-	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadgroup -m soak $(PYTEST)
+soak: parts tests/node/node_modules/.installed $(VENDOR) ## The long tests, and faults under load; writes the table in docs/soak.md. ENDURANCE= seconds
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadgroup -m "soak and not endurance" --write-soak $(PYTEST)
+	$(BIN)/python -m pytest -m endurance --write-soak $(if $(ENDURANCE),--endurance $(ENDURANCE)) $(PYTEST)
 
 .PHONY: timing
 timing: parts ## The tests that measure time, one after another; leave the machine alone meanwhile

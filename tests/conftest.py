@@ -32,10 +32,14 @@ _NODE = pytest.StashKey[RabbitMQNode]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add an option that writes documentation."""
+    """Add options that write documentation, and one that says how long to endure."""
     parser.addoption(
         "--write-features", action="store_true", help="write the table of docs/transports.md as it is found"
     )
+    parser.addoption(
+        "--write-soak", action="store_true", help="write the table of docs/soak.md as it is found"
+    )
+    parser.addoption("--endurance", type=float, default=1800.0, help="seconds of the endurance trial")
 
 
 def pytest_configure(config: pytest.Config) -> None:

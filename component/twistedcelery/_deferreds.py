@@ -54,6 +54,13 @@ class Waiters(Generic[T]):
         """Give a value to all who wait now."""
         self._end(lambda waiter: waiter.callback(value))
 
+    def fire_first(self, value: T) -> None:
+        """Give a value to the one that has waited longest, if any."""
+        for waiter in self._waiting:
+            del self._waiting[waiter]
+            waiter.callback(value)
+            return
+
     def fail(self, error: BaseException) -> None:
         """Fail all who wait now, each with an error of their own.
 

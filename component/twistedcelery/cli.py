@@ -10,6 +10,9 @@ from pathlib import Path
 
 __all__ = ["main"]
 
+#: The exit status after a Ctrl-C, as shells have it.
+INTERRUPTED = 130
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command.
@@ -18,7 +21,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     :return: the exit status
     """
     options = _parser().parse_args(arguments)
-    status: int = options.run(options)
+    try:
+        status: int = options.run(options)
+    except KeyboardInterrupt:
+        # The command has not begun: it handles the signal itself.
+        return INTERRUPTED
     return status
 
 

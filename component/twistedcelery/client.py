@@ -18,7 +18,8 @@ from twistedcelery.calls.task import TwistedTask
 from twistedcelery.errors import Disconnected, InvalidCall
 from twistedcelery.results.backend import ResultBackend
 from twistedcelery.results.pending import PendingResults
-from twistedcelery.transports.binding import Binding
+from twistedcelery.transports.binding import Binding, check_settings
+from twistedcelery.transports.decoding import MAX_REPLY_BYTES
 from twistedcelery.transports.interface import Setup
 from twistedcelery.workers.control import Control
 from twistedcelery.workers.events import EventStream
@@ -52,6 +53,8 @@ class TwistedCelery:
     :param terminate: whether cancelling a call kills the process that runs its task already
     :param lost_after: seconds that a call has waited at least before it may fail with `ResultLost`: no
         worker has its task any more, and no queue. ``None``: it waits for ever.
+    :param max_reply_bytes: what a reply may have, also decompressed. A larger one is not decoded, which would
+        keep the reactor busy: its call fails with `ReplyTooLarge`. Native transports only.
     :param transport: ``"auto"``: native where there is a native one, else Celery's own code in a few
         dedicated threads; ``"threads"``: always the latter; or a
         `twistedcelery.transports.interface.Transport`, such as `twistedcelery.testing.MemoryTransport`
@@ -67,6 +70,7 @@ class TwistedCelery:
         publish_timeout: float = 10.0,
         terminate: bool = False,
         lost_after: float | None = 120.0,
+        max_reply_bytes: int = MAX_REPLY_BYTES,
         transport: str | Transport = "auto",
         disconnect_at_shutdown: bool = True,
     ) -> None:
@@ -76,7 +80,7 @@ class TwistedCelery:
         self.app = app
         self._reactor = reactor
         pending = PendingResults()
-        self._binding = Binding(Setup(app, reactor, publish_timeout), transport, pending)
+        self._binding = Binding(Setup(app, reactor, publish_timeout, max_reply_bytes), transport, pending)
         self._control = Control(app, reactor, publish_timeout, self._binding)
         self._revoker = Revoker(reactor, self._binding)
         self._pending = pending
@@ -97,6 +101,14 @@ class TwistedCelery:
             self._shutdown_trigger = reactor.addSystemEventTrigger(
                 "before", "shutdown", self._disconnect_at_shutdown
             )
+
+    @staticmethod
+    def check(app: Celery) -> None:
+        """Check an application's broker and result backend, as far as that needs no connection.
+
+        :raise ConfigurationError: names the setting, such as one with a misspelt scheme
+        """
+        check_settings(app)
 
     @property
     def connected(self) -> bool:
@@ -235,6 +247,7 @@ class TwistedCelery:
             handlers,
             state=state,
             binding=self._binding,
+            seconds=self._reactor.seconds,
             wakeup=self._control.heartbeat if wakeup else None,
             options=options,
         )

@@ -20,7 +20,7 @@
     │   ├── ReplyNotAccepted          the reply's content type is not in ``result_accept_content``
     │   ├── ReplyUndecodable          the reply is not what Celery sends
     │   ├── TaskFailure               the task failed, and what is stored for it is no exception
-    │   ├── ReplyTooLarge             the reply would decompress to more than is allowed
+    │   ├── ReplyTooLarge             the reply has more bytes than max_reply_bytes
     │   ├── ResultBackendUnavailable  the result backend did not answer in time
     │   ├── ResultLost                no worker has the task any more, and its queue is empty
     │   └── RepliesLost               the connection went before workers' replies had come
@@ -168,7 +168,7 @@ class TaskFailure(ResultError):
 
 
 class ReplyTooLarge(ResultError):
-    """The reply would decompress to more bytes than are allowed."""
+    """The reply has more bytes than ``max_reply_bytes`` allows, as it came or decompressed."""
 
 
 class ResultBackendUnavailable(ResultError):

@@ -25,7 +25,6 @@ from __future__ import annotations
 import datetime
 import pickle
 import zlib
-from functools import partial
 
 import amqp
 import celery.exceptions
@@ -40,7 +39,6 @@ from tests.support.redis import RedisServer
 from tests.support.taskapp import create_app
 from tests.support.worker import Worker
 from twistedcelery import TwistedCelery
-from twistedcelery.transports.decoding import ReplyDecoder
 
 
 @pytest.fixture(scope="module")
@@ -200,11 +198,9 @@ async def test_a_pickle_that_is_not_accepted(client, backend, broker_url):
 
 @pytest.mark.parametrize("backend", ["rpc"], indirect=True)
 @pytest_twisted.ensureDeferred
-async def test_a_decompression_bomb(client, backend, broker_url, monkeypatch):
+async def test_a_decompression_bomb(client, backend, broker_url):
     """It is opened as far as the limit, and fails its own call with ``ReplyTooLarge``."""
-    limited = partial(ReplyDecoder, max_bytes=1_000_000)
-    monkeypatch.setattr("twistedcelery.transports.amqp.ReplyDecoder", limited)
-    tx_app = client(backend)
+    tx_app = client(backend, max_reply_bytes=1_000_000)
     bomb = zlib.compress(b" " * 50_000_000)
     headers = {"compression": "application/x-gzip"}
     call = await answered(
@@ -213,3 +209,16 @@ async def test_a_decompression_bomb(client, backend, broker_url, monkeypatch):
     with pytest.raises(twistedcelery.ReplyTooLarge, match="1000000 bytes"):
         await call
     assert await tx_app.send_task("taskapp.add", args=(1, 2)) == 3
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_result_past_the_limit(client, backend):
+    """It is not decoded: its own call fails with ``ReplyTooLarge``, and so does a question by id."""
+    tx_app = client(backend, max_reply_bytes=100_000)
+    call = tx_app.send_task("taskapp.items", args=(100_000,))
+    with pytest.raises(twistedcelery.ReplyTooLarge, match="max_reply_bytes allows 100000"):
+        await call
+    if backend != "rpc://":
+        with pytest.raises(twistedcelery.ReplyTooLarge):
+            await tx_app.result(call.task_id).get()
+    assert len(await tx_app.send_task("taskapp.items", args=(10_000,))) == 10_000

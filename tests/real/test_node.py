@@ -11,10 +11,13 @@ import os
 import re
 import socket
 import subprocess
+import sys
+import time
 import urllib.parse
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
 
@@ -23,6 +26,7 @@ import pytest_twisted
 from autobahn.twisted.wamp import ApplicationSession
 from autobahn.twisted.websocket import WampWebSocketClientFactory
 from autobahn.wamp.exception import ApplicationError
+from autobahn.wamp.message import Invocation
 from autobahn.wamp.types import Challenge, CloseDetails, ComponentConfig, PublishOptions, SubscribeOptions
 from celery import Celery
 from twisted.internet.defer import Deferred
@@ -33,7 +37,7 @@ from twisted.internet.threads import deferToThread
 from tests.support.debian import require
 from tests.support.node import CrossbarNode
 from tests.support.ports import free_port
-from tests.support.process import ROOT, python_program
+from tests.support.process import ROOT, SOURCES, Process, python_program
 from tests.support.rabbitmq import RabbitMQ
 from twistedcelery import ConfigurationError, TwistedCelery
 from twistedcelery.demo.files import node_config, secret_variables
@@ -41,6 +45,9 @@ from twistedcelery.wamp.bridge import Bridge
 from twistedcelery.wamp.config import Configuration
 from twistedcelery.wamp.operators.worker_commands import worker_commands
 from twistedcelery.wamp.tasks.exposed import load_application
+
+#: Seconds for a client of the tests' node to send a request.
+CLIENT_TIMEOUT = 2
 
 #: Who signs requests to ``/call``.
 KEY = "twistedcelery"
@@ -80,6 +87,7 @@ ALLOWED = [
     ("bridge", "publish to", RUN),
     ("bridge", "publish to", HEARTBEAT),
     ("bridge", "call", "wamp.session.get"),
+    ("bridge", "subscribe", "wamp.subscription.on_create"),
 ]
 REFUSED = [
     ("browser", "call", ADMIN),
@@ -131,6 +139,10 @@ MATRIX = {
         "wamp.session.get": {"call"},
         "wamp.session.add_testament": {"call"},
         "wamp.session.flush_testaments": {"call"},
+        "wamp.subscription.on_create": {"subscribe"},
+        "wamp.subscription.on_delete": {"subscribe"},
+        "wamp.subscription.list": {"call"},
+        "wamp.subscription.get": {"call"},
     },
 }
 EVENTS = ("sent", "received", "started", "progress", "retried", "succeeded", "failed", "revoked", "rejected")
@@ -155,6 +167,10 @@ URIS = {
         f"wamp.session.{name}": [f"wamp.session.{name}"]
         for name in ("get", "add_testament", "flush_testaments")
     },
+    **{
+        f"wamp.subscription.{name}": [f"wamp.subscription.{name}"]
+        for name in ("on_create", "on_delete", "list", "get")
+    },
     "others": [
         *(
             "celery",
@@ -163,15 +179,18 @@ URIS = {
             "celery_apis.tasks",
             "com.example",
         ),
-        *("wamp.session.list", "wamp.session.kill", "wamp.registration.list", "wamp.subscription.list"),
+        *("wamp.session.list", "wamp.session.kill", "wamp.registration.list", "wamp.subscription.match"),
         "crossbar.get_status",
     ],
 }
 #: What a router's own procedures take.
 ARGUMENTS: dict[str, Callable[[Any], tuple[Any, ...]]] = {
     "wamp.session.get": lambda session: (session._session_id,),
+    "wamp.subscription.get": lambda _: (0,),
     "wamp.session.add_testament": lambda _: ("celery_admin.bridge.offline", [], {}),
 }
+#: Errors that say that an action is allowed.
+ANSWERS = {ApplicationError.NO_SUCH_PROCEDURE, ApplicationError.NO_SUCH_SUBSCRIPTION}
 #: How a router refuses: an action, or its own URIs to anybody.
 REFUSALS = {ApplicationError.NOT_AUTHORIZED, ApplicationError.INVALID_URI}
 
@@ -239,6 +258,8 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CrossbarNode]:
     port = free_port()
     config = node_config(ROOT, port)
     config["workers"] = [worker for worker in config["workers"] if worker["type"] == "router"]
+    # As shipped it is longer than a test should take.
+    config["workers"][0]["transports"][0]["options"]["client_timeout"] = CLIENT_TIMEOUT
     node = CrossbarNode(tmp_path_factory.mktemp("node"), config, port=port, env=SECRETS)
     try:
         node.start()
@@ -291,7 +312,7 @@ async def test_every_role_with_every_uri(node: CrossbarNode, role: str) -> None:
                     except ApplicationError as error:
                         if error.error in REFUSALS:
                             continue
-                        if error.error != ApplicationError.NO_SUCH_PROCEDURE:
+                        if error.error not in ANSWERS:
                             raise
                     seen[uri].add(action)
     assert seen == expected
@@ -357,6 +378,78 @@ def test_websocket_from_a_page(node: CrossbarNode, origin: str, status: int) -> 
     assert answer.split()[1] == str(status)
 
 
+@pytest_twisted.ensureDeferred
+async def test_half_a_request(node: CrossbarNode) -> None:
+    """A client that does not finish its request is disconnected; a WebSocket that says nothing stays."""
+
+    def half() -> bytes:
+        with socket.create_connection(("127.0.0.1", node.port), timeout=30) as connection:
+            connection.sendall(b"POST /call HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 10\r\n\r\n{")
+            return connection.recv(1)
+
+    async with registrar(node), client(node, "operator", TICKETS["operator"]) as session:
+        assert await deferToThread(half) == b""
+        assert await session.call(TASK, 2, 3) == 5
+
+
+def test_limits_for_clients() -> None:
+    """No client holds a connection for ever, and Crossbar caches no name that callers choose."""
+    (router, _) = node_config(ROOT, 8080)["workers"]
+    (transport,) = router["transports"]
+    assert transport["options"] == {"client_timeout": 30}
+    assert transport["max_connections"] == 2000
+    assert transport["endpoint"]["user_timeout"] == 20_000
+    cached = {
+        role["name"]
+        for role in router["realms"][0]["roles"]
+        for permission in role["permissions"]
+        if permission["cache"]
+    }
+    assert cached == {"bridge"}
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_bridge_is_killed(node: CrossbarNode, rabbitmq: RabbitMQ, tmp_path: Path) -> None:
+    """Where it is no container of the node, the router and its sessions stay, and the next bridge serves."""
+    with rabbitmq.vhost() as broker:
+        env = {
+            **SECRETS,
+            "CELERY_BROKER_URL": broker,
+            "CELERY_RESULT_BACKEND": "rpc://",
+            "PYTHONPATH": os.pathsep.join(SOURCES),
+        }
+        command = [sys.executable, "-m", "twistedcelery.cli", "bridge", "--url", node.url, "-A", "my_app"]
+        bridge = Process(command, directory=tmp_path, name="bridge", env=env)
+        bridge.start()
+        try:
+            async with client(node, "browser", None) as caller:
+                await until_served(caller)
+                # No worker answers it.
+                call = caller.call(TASK, 2, 3)
+                assert (await caller.call("celery_api.status"))["in_flight"] == 1
+                bridge.kill()
+                with pytest.raises(ApplicationError) as ended:
+                    await call
+                assert ended.value.error == ApplicationError.CANCELED
+                bridge.start()
+                await until_served(caller)
+        finally:
+            bridge.kill()
+
+
+async def until_served(caller: Client) -> None:
+    """Wait until a bridge answers."""
+    while True:
+        try:
+            await caller.call("celery_api.status")
+        except ApplicationError as error:
+            if error.error != ApplicationError.NO_SUCH_PROCEDURE:
+                raise
+            await deferToThread(time.sleep, 0.05)
+        else:
+            return
+
+
 def test_listens_on_the_loopback_interface_only(node: CrossbarNode) -> None:
     """No other address of the machine answers."""
     with pytest.raises(ConnectionRefusedError):
@@ -364,17 +457,29 @@ def test_listens_on_the_loopback_interface_only(node: CrossbarNode) -> None:
         socket.create_connection(("127.0.0.2", node.port), timeout=10)
 
 
+def signed(secret: str, body: bytes) -> str:
+    """The path and query of a POST to ``/call``, signed as Crossbar documents it."""
+    timestamp = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    digest = hmac.digest(secret.encode(), f"{KEY}{timestamp}12".encode() + body, hashlib.sha256)
+    query = {"key": KEY, "timestamp": timestamp, "seq": 1, "nonce": 2}
+    query["signature"] = base64.urlsafe_b64encode(digest).decode()
+    return "/call?" + urllib.parse.urlencode(query)
+
+
 def post(node: CrossbarNode, secret: str | None, procedure: str, *args: Any) -> tuple[int, Any]:
-    """Status and body of a POST to ``/call``, signed as Crossbar documents it if there is a secret."""
+    """Status and body of a POST to ``/call``, signed if there is a secret."""
     body = json.dumps({"procedure": procedure, "args": args}).encode()
-    url = f"http://127.0.0.1:{node.port}/call"
-    if secret is not None:
-        timestamp = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-        signed = f"{KEY}{timestamp}12".encode() + body
-        digest = hmac.digest(secret.encode(), signed, hashlib.sha256)
-        query = {"key": KEY, "timestamp": timestamp, "seq": 1, "nonce": 2}
-        query["signature"] = base64.urlsafe_b64encode(digest).decode()
-        url += "?" + urllib.parse.urlencode(query)
+    return send(node, "/call" if secret is None else signed(secret, body), body)
+
+
+def post_signed(node: CrossbarNode, **event: Any) -> tuple[int, Any]:
+    """Status and body of a POST of any JSON."""
+    body = json.dumps(event).encode()
+    return send(node, signed(SECRETS["TWISTEDCELERY_CALL_SECRET"], body), body)
+
+
+def send(node: CrossbarNode, path: str, body: bytes) -> tuple[int, Any]:
+    url = f"http://127.0.0.1:{node.port}{path}"
     try:
         request = urllib.request.Request(url, data=body, headers={"Content-Type": "application/json"})
         with urllib.request.urlopen(request, timeout=10) as answer:
@@ -421,7 +526,110 @@ async def test_http_call_for_operators(node: CrossbarNode) -> None:
     """/call gives no access to what needs an operator's ticket."""
     async with registrar(node):
         status, body = await deferToThread(post, node, SECRETS["TWISTEDCELERY_CALL_SECRET"], ADMIN)
-    assert (status, body["error"]) == (200, ApplicationError.NOT_AUTHORIZED)
+    assert (status, body["error"]) == (403, ApplicationError.NOT_AUTHORIZED)
+
+
+@pytest_twisted.ensureDeferred
+async def test_http_call_that_fails(node: CrossbarNode) -> None:
+    """The status tells the kind of failure; the body has the error, its arguments and keywords."""
+    statuses = {
+        "celery.error.invalid_arguments": 400,
+        "celery.error.not_allowed": 403,
+        "other.error.unknown_task": 404,
+        "celery.error.revoked": 409,
+        "celery.error.task_failed": 500,
+        "com.example.anything": 500,
+        "celery.error.worker_lost": 502,
+        "celery.error.overloaded": 503,
+        "celery.error.timeout": 504,
+    }
+
+    def fail(uri: str) -> None:
+        raise ApplicationError(uri, "why", task_id="id-1", data=b"x")
+
+    async with registrar(node) as session:
+        await session.register(fail, "celery.fail")
+        answers = {
+            uri: await deferToThread(post_signed, node, procedure="celery.fail", args=[uri])
+            for uri in statuses
+        }
+        nobody = await deferToThread(post_signed, node, procedure="celery.nobody")
+        no_uri = await deferToThread(post_signed, node, procedure="celery. x")
+    details = {"args": ["why"], "kwargs": {"task_id": "id-1", "data": "\0eA=="}}
+    assert answers == {uri: (status, {"error": uri, **details}) for uri, status in statuses.items()}
+    assert (nobody[0], nobody[1]["error"]) == (404, ApplicationError.NO_SUCH_PROCEDURE)
+    assert (no_uri[0], no_uri[1]["error"]) == (400, ApplicationError.INVALID_URI)
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"procedure": TASK, "args": ["\ud83d"]},
+        {"procedure": TASK, "kwargs": {"\ud83d": 1}},
+        {"procedure": "celery.\ud83d"},
+        {"procedure": 5},
+        {"procedure": TASK, "args": {"x": 1}},
+        {"procedure": TASK, "kwargs": [1]},
+        {},
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_http_call_that_is_none(event: dict[str, Any], node: CrossbarNode) -> None:
+    """What WAMP cannot carry, or names no procedure, is refused."""
+    async with registrar(node):
+        status, _ = await deferToThread(post_signed, node, **event)
+    assert status == 400
+
+
+@pytest_twisted.ensureDeferred
+async def test_http_call_that_is_repeated(node: CrossbarNode) -> None:
+    """Who captures a signed request cannot send it again."""
+    body = json.dumps({"procedure": TASK, "args": [2, 3]}).encode()
+    path = signed(SECRETS["TWISTEDCELERY_CALL_SECRET"], body)
+    async with registrar(node):
+        answers = [await deferToThread(send, node, path, body) for _ in range(3)]
+    assert [status for status, _ in answers] == [200, 401, 401]
+
+
+@pytest_twisted.ensureDeferred
+async def test_http_call_with_any_keywords(node: CrossbarNode) -> None:
+    """Names that Autobahn and Crossbar use for themselves are a task's, too."""
+    kwargs = {"self": 1, "procedure": "x", "options": {"y": 2}, "args": [], "kwargs": {}, "details": None}
+    async with registrar(node) as session:
+        receive = session.onMessage
+
+        def receive_keywords(message: Any) -> None:
+            # As the bridge does: Autobahn's callee would clash with some names itself.
+            if isinstance(message, Invocation):
+                message.kwargs = {"keywords": message.kwargs}
+            receive(message)
+
+        session.onMessage = receive_keywords  # type: ignore[method-assign]
+        await session.register(lambda keywords: keywords, "celery.keywords")
+        answer = await deferToThread(post_signed, node, procedure="celery.keywords", kwargs=kwargs)
+    assert answer == (200, {"args": [kwargs]})
+
+
+@pytest_twisted.ensureDeferred
+async def test_http_call_whose_client_hangs_up(node: CrossbarNode) -> None:
+    """The call is cancelled, as that of a WAMP caller who leaves."""
+    called: Deferred[None] = Deferred()
+    cancelled: Deferred[None] = Deferred()
+
+    def wait() -> Deferred[None]:
+        called.callback(None)
+        return Deferred(lambda _: cancelled.callback(None))
+
+    body = json.dumps({"procedure": "celery.wait"}).encode()
+    path = signed(SECRETS["TWISTEDCELERY_CALL_SECRET"], body)
+    request = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+    async with registrar(node) as session:
+        await session.register(wait, "celery.wait")
+        with socket.create_connection(("127.0.0.1", node.port), timeout=10) as connection:
+            connection.sendall(request)
+            await called
+        await cancelled
+        assert (await deferToThread(post_signed, node, procedure=TASK))[0] == 200
 
 
 @pytest.mark.parametrize(("secret", "status"), [(None, 400), ("", 401), ("wrong", 401)])

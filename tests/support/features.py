@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import takewhile
 from pathlib import Path
 
 from tests.support.process import ROOT
@@ -35,12 +36,12 @@ def write_column(name: str, column: Mapping[str, str], document: Path = DOCUMENT
 
 
 def _parts(document: Path) -> tuple[list[str], list[str], list[list[str]], list[str]]:
-    """The text before the table, its header, its rows, and the text after it."""
+    """The text before the first table, its header, its rows, and the text after it."""
     lines = document.read_text().splitlines()
-    places = [number for number, line in enumerate(lines) if line.startswith("|")]
-    first, last = places[0], places[-1]
-    header, _, *rows = (_cells(line) for line in lines[first : last + 1])
-    return lines[:first], header, rows, lines[last + 1 :]
+    before = list(takewhile(lambda line: not line.startswith("|"), lines))
+    table = list(takewhile(lambda line: line.startswith("|"), lines[len(before) :]))
+    header, _, *rows = map(_cells, table)
+    return before, header, rows, lines[len(before) + len(table) :]
 
 
 def _cells(line: str) -> list[str]:

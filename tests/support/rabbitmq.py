@@ -94,6 +94,21 @@ class RabbitMQ:
         """Close all client connections, as an administrator does (AMQP 320, connection forced)."""
         self.eval('rabbit_networking:close_all_connections("closed by a test").')
 
+    def close_client_connections(self) -> int:
+        """As `close_connections`, for those of pika alone: workers, which have py-amqp's, are left alone.
+
+        :return: how many it closed
+        """
+        closed = self.eval(
+            "Product = fun(Connection) ->"
+            " [{_, Told}] = rabbit_networking:connection_info(Connection, [client_properties]),"
+            ' case lists:keyfind(<<"product">>, 1, Told) of {_, _, Name} -> Name; false -> none end end,'
+            'length([rabbit_networking:close_connection(Connection, "closed by a test")'
+            " || Connection <- rabbit_networking:connections(),"
+            ' (catch Product(Connection)) =:= <<"Pika Python Client Library">>]).'
+        )
+        return int(closed)
+
     def block_publishers(self) -> None:
         """Raise the memory alarm: connections that publish are blocked. See `unblock_publishers`."""
         self.eval("vm_memory_monitor:set_vm_memory_high_watermark({absolute, 1}).")

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import gc
 import json
+import os
+import subprocess
+import sys
+import textwrap
 import weakref
 from typing import Any
 
@@ -15,6 +19,7 @@ from twisted.internet.task import Clock
 from zope.interface import directlyProvides
 
 from tests.support.outcomes import error_of, outcomes_of
+from tests.support.process import SOURCES
 from tests.support.transport import FakePublisher, FakeTransport, bare_app, pacer_of
 from twistedcelery import TaskDeferred, TwistedCelery
 from twistedcelery.errors import (
@@ -278,7 +283,7 @@ def test_a_task_is_published_when_its_results_can_be_received(transport):
     transport.written.last.confirm()
     transport.replies.reply(call.task_id, "SUCCESS", 1)
     assert outcomes_of(call) == [1]
-    transport.turn()
+    transport.clock.advance(6)
     assert transport.clock.getDelayedCalls() == []
 
 
@@ -798,3 +803,40 @@ def test_a_name_where_a_task_belongs(transport):
     """``task`` takes tasks."""
     with pytest.raises(InvalidCall, match=r"task\(\) takes a Celery task, not 'tasks.add'; .* use send_task"):
         transport.client().task("tasks.add")
+
+
+@pytest.mark.parametrize(
+    ("reactor", "says"),
+    [("another", "ConfigurationError: an asyncio event loop runs"), ("own", "BrokerUnavailable: ")],
+)
+def test_a_reactor_that_does_not_run_within_asyncio(reactor, says):
+    """A call under ``asyncio.run`` fails at once instead of waiting for ever; asyncio's own reactor works."""
+    program = """
+        import asyncio, sys
+        from twisted.internet import asyncioreactor
+        from celery import Celery
+
+        async def main():
+            loop = asyncio.get_running_loop()
+            if sys.argv[1] == "own":
+                asyncioreactor.install(loop)
+            from twistedcelery import TwistedCelery
+            app = Celery("app", broker="amqp://127.0.0.1:1//", backend="rpc://")
+            client = TwistedCelery(app, publish_timeout=0.1)
+            try:
+                await client.send_task("add").asFuture(loop)
+            except Exception as error:
+                print(f"{type(error).__name__}: {error}")
+
+        asyncio.run(main())
+    """
+    finished = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program), reactor],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(SOURCES)},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert finished.stdout.startswith(says), finished.stderr
+    assert ("twistedcelery.aio" in finished.stdout) == (reactor == "another")

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
+from twisted.internet.task import Clock
+from twisted.logger import capturedLogs
 from twisted.python.failure import Failure
 
 from tests.support.transport import bare_app
@@ -36,6 +38,9 @@ class FakeSubscriber:
         self.queues.append(queue)
         self.user = user
         return self
+
+    def renew(self):
+        return None
 
     def cancel(self):
         self.cancelled += 1
@@ -359,10 +364,25 @@ def test_what_the_code_itself_raises_is_the_caller_s_mistake():
 )
 def test_an_inbox_decodes_what_is_accepted(message, decoded):
     """JSON mappings and lists here; the rest is dropped."""
-    assert Inbox(["json"], "a message").decode(message) == decoded
+    assert Inbox(["json"], "a message", Clock().seconds).decode(message) == decoded
+
+
+def test_an_inbox_that_is_flooded():
+    """Thousands of messages that cannot be read are one line in the log, and a second one a minute later."""
+    clock = Clock()
+    inbox = Inbox(["json"], "a message", clock.seconds)
+    with capturedLogs() as events:
+        for number in range(1000):
+            body = b"5" if number % 2 else b"{truncated %d" % number
+            inbox.decode(IncomingMessage(body, "application/json", "utf-8", {}))
+        clock.advance(60)
+        inbox.decode(IncomingMessage(b"5", "application/json", "utf-8", {}))
+    first, second = (event["text"] for event in events)
+    assert first.startswith("a message is dropped: of type 'application/json'")
+    assert "it is int, not a mapping or a list (and 999 more since" in second
 
 
 def test_an_inbox_accepts_what_it_is_told_to():
     """Pickle, where somebody wants it."""
     message = IncomingMessage(b"\x80\x04}.", "application/x-python-serialize", "binary", {})
-    assert Inbox(["pickle"], "a message").decode(message) == {}
+    assert Inbox(["pickle"], "a message", Clock().seconds).decode(message) == {}

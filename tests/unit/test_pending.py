@@ -10,6 +10,7 @@ from twisted.python.failure import Failure
 from tests.support.transport import FakeTransport
 from twistedcelery import TaskDeferred
 from twistedcelery.errors import CallCancelled, Disconnected, ReplyUndecodable
+from twistedcelery.results.pending import MAX_STATE_BYTES, StateCache, size_of
 from twistedcelery.transports.decoding import FINAL_STATES
 
 
@@ -43,6 +44,51 @@ class Waiting:
 @pytest.fixture
 def waiting() -> Waiting:
     return Waiting()
+
+
+def test_results_of_calls_that_were_given_up(waiting):
+    """The last of them are kept, bounded in bytes as well as in number."""
+    calls = [waiting.call(f"id-{number}") for number in range(300)]
+    waiting.hear(*calls)
+    for call in calls:
+        call.cancel()
+        waiting.pending.state_changed(call.task_id, meta("SUCCESS", "x" * 1_000_000))
+    kept = [call.task_id for call in calls if waiting.pending.states.get(call.task_id) is not None]
+    assert kept == [call.task_id for call in calls[-len(kept) :]]
+    assert len(kept) == MAX_STATE_BYTES // 1_000_000
+
+
+def test_the_bytes_of_states():
+    """A state that was replaced or forgotten counts no longer; one that is too large is not kept."""
+    states = StateCache(max_bytes=10_000)
+    for number in range(100):
+        states.note("id-1", meta("PROGRESS", "x" * 4_000))
+        states.note(f"other-{number}", meta("PROGRESS", ["x" * 4_000]))
+        states.forget(f"other-{number}")
+    assert states.get("id-1") == meta("PROGRESS", "x" * 4_000)
+    for large in ("x" * 10_000, {"a": [b"x" * 10_000]}, [0] * 1_000, ValueError("x" * 10_000)):
+        states.note("id-2", meta("SUCCESS", large))
+        assert states.get("id-2") is None
+    assert states.get("id-1") is not None
+    states.note("id-3", meta("SUCCESS", 1))
+    assert states.get("id-3") is not None
+
+
+@pytest.mark.parametrize(
+    ("value", "size"),
+    [(5, 0), ("x" * 100, 100), ([b"x" * 100] * 2, 296), ({"key": ("x", None)}, 32 * 3 + 32 * 3 + 4)],
+)
+def test_the_size_of_a_value(value, size):
+    """Texts by their length, containers by their items."""
+    assert size_of(value, 1_000_000) == size
+
+
+def test_the_size_of_a_large_value():
+    """Counting ends where it is enough: here before the items, and in a cycle."""
+    assert size_of([[0] * 10] * 1000, 1000) == 32 * 1001
+    cycle: list[Any] = [1]
+    cycle.append(cycle)
+    assert size_of(cycle, 1000) > 1000
 
 
 def test_the_first_final_state_ends_a_call(waiting):

@@ -150,7 +150,8 @@ def test_the_details_of_a_failure_that_is_no_exception():
 
 def test_a_large_value_is_not_all_of_a_message():
     """The text is cut; the value is not."""
-    error = decode({**META, "status": "FAILURE", "result": ["x" * 100_000]})["result"]
+    meta = {**META, "status": "FAILURE", "result": ["x" * 100_000]}
+    error = decode(meta, by=decoder(max_bytes=200_000))["result"]
     assert len(str(error)) < 5_000
     assert error.stored == ["x" * 100_000]
 
@@ -249,7 +250,7 @@ def test_accept_content_counts_where_nothing_else_is_set():
 def test_a_body_that_is_no_reply(body, content_type, encoding):
     """Bytes that cannot be read are a named error, whatever the serialiser says of them."""
     with pytest.raises((ReplyUndecodable, ReplyNotAccepted)):
-        decoder().decode(body, content_type, encoding, {})
+        decoder(max_bytes=1_000_000).decode(body, content_type, encoding, {})
 
 
 @pytest.mark.parametrize(
@@ -284,6 +285,14 @@ def test_a_reply_that_grows_too_large(content_type, bomb):
     """A small body that would become a large one is refused."""
     with pytest.raises(ReplyTooLarge, match="1000"):
         decode(body=bomb, compression=content_type)
+
+
+def test_a_reply_that_is_too_large(monkeypatch):
+    """It is refused by its size, before anything reads it."""
+    body = json.dumps({**META, "result": "x" * 1000}).encode()
+    monkeypatch.setattr("twistedcelery.transports.decoding.loads", None)
+    with pytest.raises(ReplyTooLarge, match=f"{len(body)} bytes; the client's max_reply_bytes allows 1000"):
+        decode(body=body)
 
 
 def test_a_reply_of_exactly_the_limit():

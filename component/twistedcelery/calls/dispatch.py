@@ -27,6 +27,7 @@ from twistedcelery.results.backend import ResultBackend
 from twistedcelery.results.join import Join
 from twistedcelery.results.pending import PendingResults
 from twistedcelery.transports.binding import BoundTransport
+from twistedcelery.transports.deadlines import Deadlines
 
 if TYPE_CHECKING:
     from twistedcelery.calls.dispatcher import Pacer
@@ -87,6 +88,7 @@ class Route:
     :ivar publish_timeout: seconds for the broker to take messages that set no limit of their own
     :ivar terminate: whether cancelling a call kills the processes that run its tasks
     :ivar in_flight: the calls that have not ended
+    :ivar preparing: limits the time in which the way back is prepared
     """
 
     pending: PendingResults
@@ -98,6 +100,11 @@ class Route:
     publish_timeout: float
     terminate: bool
     in_flight: dict[Dispatch, None] = field(default_factory=dict)
+    preparing: Deadlines[Dispatch] = field(init=False)
+
+    def __post_init__(self) -> None:
+        deadlines: Deadlines[Dispatch] = Deadlines(self.clock, Dispatch.give_up_preparing)
+        object.__setattr__(self, "preparing", deadlines)
 
 
 class Dispatch:
@@ -117,6 +124,7 @@ class Dispatch:
         "_is_revoked",
         "_is_taken",
         "_join",
+        "_preparing",
         "_publications",
         "_published_at",
         "_route",
@@ -139,6 +147,7 @@ class Dispatch:
         self._route = route
         self._join: Join | None = None
         self._waits = False
+        self._preparing: Deferred[None] | None = None
         self._publications: list[Deferred[None]] = []
         self._published_at = 0.0
         self._doubts: list[Doubt] = []
@@ -174,8 +183,8 @@ class Dispatch:
         limits = [message.confirm_timeout for message in encoded.messages if message.confirm_timeout]
         allowed = max(limits, default=self._route.publish_timeout)
         deadline = self._route.clock.seconds() + allowed
-        # Its own error says more than Twisted's.
-        preparing.addTimeout(allowed, self._route.clock, lambda failure, _: failure)  # type: ignore[arg-type]  # a zope interface
+        self._preparing = preparing
+        self._route.preparing.add(allowed, self)
         preparing.addCallbacks(self._prepared, self.refuse, callbackArgs=(encoded, deadline))
 
     def _prepare(self, encoded: Encoded) -> Deferred[None] | None:
@@ -197,7 +206,19 @@ class Dispatch:
         preparing = store.prepare(encoded.preparations)
         return preparing if watching is None else all_done([watching, preparing])
 
+    @property
+    def settled(self) -> bool:
+        """Whether it waits for no preparation."""
+        return self.state is not State.ENCODED
+
+    def give_up_preparing(self) -> None:
+        """The time for it is over."""
+        assert self._preparing is not None
+        # Its own error says more than Twisted's.
+        self._preparing.cancel()
+
     def _prepared(self, _: object, encoded: Encoded, deadline: float) -> None:
+        self._preparing = None
         if not self._move(Event.WATCH):
             return
 

@@ -184,6 +184,7 @@ class Dispatcher:
     def end_all(self) -> None:
         """End every call with `Disconnected`."""
         self._route.pacer.stop()
+        self._route.preparing.stop()
         for dispatch in list(self._route.in_flight):
             dispatch.fail(
                 Disconnected(

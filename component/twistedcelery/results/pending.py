@@ -16,12 +16,18 @@ from twistedcelery.errors import ResultBackendUnavailable, ResultError, TwistedC
 from twistedcelery.transports.decoding import FINAL_STATES
 from twistedcelery.transports.interface import ResultSource
 
-__all__ = ["MAX_STATES", "PendingResults", "StateCache", "Waiting"]
+__all__ = ["MAX_STATES", "MAX_STATE_BYTES", "PendingResults", "StateCache", "Waiting", "size_of"]
 
 _log = Logger()
 
 #: How many states are kept that no call holds.
 MAX_STATES = 1000
+
+#: Bytes that these states may take, about.
+MAX_STATE_BYTES = 32 * 1024 * 1024
+
+#: Bytes of an item in a container, and of a container, about.
+_ITEM = 32
 
 
 class Holder(Protocol):
@@ -188,31 +194,70 @@ class StateCache:
     result that was delivered to a call lives as long as the call.
 
     :param limit: how many of the others are kept; the oldest is dropped first
+    :param max_bytes: what they may take, about
     """
 
-    def __init__(self, limit: int = MAX_STATES) -> None:
+    def __init__(self, limit: int = MAX_STATES, max_bytes: int = MAX_STATE_BYTES) -> None:
         self._limit = limit
-        self._states: OrderedDict[str, Mapping[str, Any]] = OrderedDict()
+        self._max_bytes = max_bytes
+        #: Each state with the bytes that it takes.
+        self._states: OrderedDict[str, tuple[Mapping[str, Any], int]] = OrderedDict()
+        self._bytes = 0
         self._holders: WeakValueDictionary[str, Holder] = WeakValueDictionary()
 
     def note(self, task_id: str, meta: Mapping[str, Any]) -> None:
         """Keep a state."""
-        self._states[task_id] = meta
-        self._states.move_to_end(task_id)
-        while len(self._states) > self._limit:
-            self._states.popitem(last=False)
+        self._drop(task_id)
+        size = size_of(meta, self._max_bytes)
+        if size > self._max_bytes:
+            return
+        self._states[task_id] = meta, size
+        self._bytes += size
+        while len(self._states) > self._limit or self._bytes > self._max_bytes:
+            self._drop(next(iter(self._states)))
 
     def delivered(self, task_id: str, holder: Holder) -> None:
         """Note which object has the final state."""
-        self._states.pop(task_id, None)
+        self._drop(task_id)
         self._holders[task_id] = holder
 
     def get(self, task_id: str) -> Mapping[str, Any] | None:
         """The last state of a task, if it is known."""
         holder = self._holders.get(task_id)
-        return self._states.get(task_id) if holder is None else holder.meta
+        if holder is not None:
+            return holder.meta
+        kept = self._states.get(task_id)
+        return None if kept is None else kept[0]
 
     def forget(self, task_id: str) -> None:
         """Know it no longer."""
-        self._states.pop(task_id, None)
+        self._drop(task_id)
         self._holders.pop(task_id, None)
+
+    def _drop(self, task_id: str) -> None:
+        _, size = self._states.pop(task_id, (None, 0))
+        self._bytes -= size
+
+
+def size_of(value: Any, enough: int) -> int:
+    """The bytes that a value takes, about.
+
+    :param enough: the size from which on it does not matter how large the value is: counting ends there
+    """
+    size = 0
+    parts = [value]
+    while parts and size <= enough:
+        part = parts.pop()
+        if isinstance(part, str | bytes):
+            size += len(part)
+        elif isinstance(part, BaseException):
+            parts.append(part.args)
+        elif isinstance(part, Mapping):
+            size += _ITEM * (1 + 2 * len(part))
+            if size <= enough:
+                parts += [*part.keys(), *part.values()]
+        elif isinstance(part, list | tuple | set | frozenset):
+            size += _ITEM * (1 + len(part))
+            if size <= enough:
+                parts += part
+    return size

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IReactorCore
 
 from twistedcelery._deferreds import close_all
 from twistedcelery.encoding.app_view import backend_class
@@ -17,11 +19,14 @@ from twistedcelery.encoding.encoder import Encoder
 from twistedcelery.errors import ConfigurationError, Disconnected, TwistedCeleryError
 from twistedcelery.transports.interface import ReplyReceiver, ResultSource, Setup, Transport
 from twistedcelery.transports.registry import find
+from twistedcelery.transports.urls import check_urls
 
 if TYPE_CHECKING:
+    from celery import Celery
+
     from twistedcelery.transports.interface import ResultStore, Subscriber
 
-__all__ = ["Binding", "BoundTransport"]
+__all__ = ["Binding", "BoundTransport", "check_settings"]
 
 
 class BoundTransport:
@@ -143,12 +148,44 @@ class Binding:
             return dict(self._setup.app.conf.items())
 
     def _bind(self) -> BoundTransport:
+        _check_reactor(self._setup.reactor)
         with _reading_settings():
+            check_urls(self._setup.app.conf)
             transport = find(self._setup.app, self._choice)
             bound = self._bound = BoundTransport(transport, self._setup, self._receiver)
             self._process = os.getpid()
         self._receiver.source = bound.results
         return bound
+
+
+def _check_reactor(reactor: Any) -> None:
+    """Refuse a reactor that does not run while an asyncio loop does: nothing would ever happen.
+
+    :raises ConfigurationError: it is such a reactor
+    """
+    # A program that has not imported it runs no such loop.
+    asyncio = sys.modules.get("asyncio")
+    if asyncio is None or not IReactorCore.providedBy(reactor) or getattr(reactor, "running", True):
+        return
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    if getattr(reactor, "_asyncioEventloop", None) is not loop:
+        raise ConfigurationError(
+            "an asyncio event loop runs in this thread, and the client's reactor "
+            f"({type(reactor).__name__}) does not: its calls would wait for ever. Install Twisted's "
+            "asyncioreactor on that loop, or, where your version has it, use twistedcelery.aio"
+        )
+
+
+def check_settings(app: Celery) -> None:
+    """Check that there are transports for an application's URLs.
+
+    :raises ConfigurationError: there are none
+    """
+    with _reading_settings():
+        find(app, "auto")
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from twistedcelery._deferreds import Waiters
+from twistedcelery._logging import RepeatedWarnings
 from twistedcelery._types import Clock, Timer
 from twistedcelery.errors import BrokerUnavailable
 
@@ -177,6 +178,7 @@ class Connection(Generic[L]):
         (`twisted.application.internet.backoffPolicy`)
     :param opener: connects and shakes hands, given an endpoint, its parameters and the reactor.
         Cancelling it drops the connection.
+    :param purpose: names the connection in the log, as in "connection for publishing"
     """
 
     def __init__(
@@ -186,8 +188,12 @@ class Connection(Generic[L]):
         reactor: Clock,
         backoff: Callable[[int], float],
         opener: Callable[[Any, Any, Any], defer.Deferred[L]],
+        *,
+        purpose: str,
     ) -> None:
         self.state = State.IDLE
+        self._purpose = purpose
+        self._warnings = RepeatedWarnings(_log, reactor.seconds)
         self._servers = servers
         self._user = user
         self._reactor = reactor
@@ -265,7 +271,8 @@ class Connection(Generic[L]):
         self._attempt = None
         if self._move(Event.PREPARED):
             self._failures = 0
-            _log.info("connected to {address}", address=self._address)
+            self._warnings.reset()
+            _log.info("connected for {purpose} to {address}", purpose=self._purpose, address=self._address)
             self._user.connection_up()
 
     def _attempt_failed(self, failure: Failure, attempt: defer.Deferred[None], limit: float) -> None:
@@ -304,7 +311,8 @@ class Connection(Generic[L]):
         rounds, tried = divmod(self._failures, self._servers.advance())
         delay = 0.0 if tried else self._backoff(rounds - 1)
         described = caused(type(reason)(f"{self._address}: {reason}"), reason)
-        _log.warn("no connection: {reason}; trying again in {delay:.1f} s", reason=described, delay=delay)
+        text = str(described).rstrip(".")
+        self._warnings.warn(f"no connection for {self._purpose}: {text}. The client keeps trying.")
         self._timer = self._reactor.callLater(delay, self._retry)
         self._user.connection_lost(described)
 

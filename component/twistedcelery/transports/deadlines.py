@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from heapq import heapify, heappop, heappush
 from itertools import count
@@ -12,6 +13,9 @@ from twisted.internet.defer import Deferred
 from twistedcelery._types import Clock, Timer
 
 __all__ = ["Deadlines", "cancel_after"]
+
+#: Seconds of a reactor turn that the expiry of items may take: thousands may expire at once.
+TURN_BUDGET = 0.004
 
 #: Items that are kept before the settled ones among them are let go.
 MIN_SWEEP = 64
@@ -37,16 +41,20 @@ def cancel_after(seconds: float, deferred: Deferred[D], reactor: Clock) -> Defer
 
 
 class Deadlines(Generic[T]):
-    """Calls back for each item that is not settled in time.
+    """Calls back for each item that is not settled in time; many at once over as many turns as it takes.
 
     A timer for each message would cost more than the message.
 
     :param reactor: for time
     :param expired: called with each item whose time is up
+    :param clock: seconds of real time
     """
 
-    def __init__(self, reactor: Clock, expired: Callable[[T], None]) -> None:
+    def __init__(
+        self, reactor: Clock, expired: Callable[[T], None], clock: Callable[[], float] = time.perf_counter
+    ) -> None:
         self._reactor = reactor
+        self._clock = clock
         self._expired = expired
         self._heap: list[tuple[float, int, T]] = []
         self._order = count()
@@ -86,7 +94,10 @@ class Deadlines(Generic[T]):
     def _check(self) -> None:
         self._timer = None
         now = self._reactor.seconds()
+        turn_ends = self._clock() + TURN_BUDGET
         while self._heap and (self._heap[0][2].settled or self._heap[0][0] <= now):
+            if self._clock() >= turn_ends:
+                break
             item = heappop(self._heap)[2]
             if not item.settled:
                 self._expired(item)

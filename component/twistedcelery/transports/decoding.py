@@ -52,7 +52,7 @@ _JSON = "application/json"
 #: Opens a compressed state, and returns others as they are. Celery 5.7 began with it.
 _decompressed: Callable[[Any], Any] = getattr(base, "decompress_payload", lambda payload: payload)
 
-#: What a compressed reply may grow to, in bytes.
+#: What a reply may have in bytes, also decompressed, unless the client is told another limit.
 MAX_REPLY_BYTES = 256 * 1024 * 1024
 
 #: What a stored value may add to the text of an error, in characters.
@@ -210,7 +210,7 @@ class ReplyDecoder:
 
     :param app: the Celery application; ``result_accept_content``, or else ``accept_content``,
         says which content types may be decoded
-    :param max_bytes: what a compressed reply may grow to
+    :param max_bytes: what a reply may have, also decompressed
     """
 
     def __init__(self, app: Any, max_bytes: int = MAX_REPLY_BYTES) -> None:
@@ -230,9 +230,13 @@ class ReplyDecoder:
 
         :return: the result meta, with exceptions rebuilt as ``AsyncResult.get()`` would see them
         :raises ReplyNotAccepted: for a content type that the application does not accept
-        :raises ReplyTooLarge: for a compressed reply that would grow past the limit
+        :raises ReplyTooLarge: for a reply past the limit, which is not decoded
         :raises ReplyUndecodable: for anything else that is no result meta
         """
+        if len(body) > self._max_bytes:
+            raise ReplyTooLarge(
+                f"the reply has {len(body)} bytes; the client's max_reply_bytes allows {self._max_bytes}"
+            )
         compression = headers.get("compression")
         if compression is not None:
             body = self._decompress(body, compression)
@@ -273,7 +277,7 @@ class ReplyDecoder:
         except Exception as error:
             raise ReplyUndecodable(f"the reply is not valid {compression!r}: {error}") from error
         if len(opened) > self._max_bytes:
-            raise ReplyTooLarge(f"the reply would decompress to more than {self._max_bytes} bytes")
+            raise ReplyTooLarge(f"the reply would decompress to more than {self._max_bytes} bytes, its limit")
         return opened
 
 

@@ -18,6 +18,7 @@ from twisted.internet.defer import Deferred
 
 from twistedcelery.encoding.message import OutgoingMessage, Preparation
 from twistedcelery.errors import BrokerUnavailable, ResultError, TwistedCeleryError
+from twistedcelery.transports.decoding import MAX_REPLY_BYTES
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -45,11 +46,13 @@ class Setup:
     :ivar reactor: the reactor to run on
     :ivar timeout: seconds for the broker to take a message, and for an answer to a question,
         connecting included
+    :ivar max_reply_bytes: what a reply or a stored state may have, also decompressed
     """
 
     app: Celery
     reactor: Any
     timeout: float
+    max_reply_bytes: int = MAX_REPLY_BYTES
 
 
 class Transport(ABC):
@@ -207,6 +210,13 @@ class SubscriptionUser(Protocol):
 
 class Subscription(Protocol):
     """A queue that is consumed."""
+
+    def renew(self) -> Deferred[None] | None:
+        """Declare the queue again, where the broker may have forgotten it without a word.
+
+        :return: ``None`` where a broker says so, else a Deferred that fires once it is declared. It may fail
+            with a `twistedcelery.errors.PublishError`.
+        """
 
     def cancel(self) -> Deferred[None]:
         """Stop consuming, and delete the queue where it is ``auto_delete``. The user is not

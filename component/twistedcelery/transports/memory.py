@@ -81,7 +81,9 @@ class MemoryTransport(Transport):
     def publisher(self, setup: Setup) -> _Publisher:
         """Takes messages at once, while the broker is there."""
         publisher = _Publisher(setup.reactor, setup.timeout, self)
-        return publisher.use(Connection(_Servers(), publisher, setup.reactor, lambda _: 1.0, self._open))
+        return publisher.use(
+            Connection(_Servers(), publisher, setup.reactor, lambda _: 1.0, self._open, purpose="publishing")
+        )
 
     def subscriber(self, setup: Setup) -> _Subscriber:
         """Delivers replies to control commands, and what `send_event` sends."""
@@ -599,6 +601,9 @@ class _Subscription:
         self.queue = queue
         self.user = user
         self._transport = transport
+
+    def renew(self) -> None:
+        """Nothing is forgotten here."""
 
     def cancel(self) -> Deferred[None]:
         self._transport.unsubscribe(self)

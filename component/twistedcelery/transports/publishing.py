@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, Generic, Self, TypeVar
 
@@ -33,7 +33,8 @@ __all__ = ["TURN_BUDGET", "Publication", "QueuedPublisher"]
 
 _log = Logger()
 
-#: Seconds of a reactor turn that sending what waited may take: thousands may wait for a link.
+#: Seconds of a reactor turn that sending what waited, or failing what was sent, may take: thousands may
+#: wait for a link, or for confirmations.
 TURN_BUDGET = 0.004
 
 L = TypeVar("L", bound=Link)
@@ -176,6 +177,9 @@ class QueuedPublisher(ABC, Generic[L, K]):
         # An ordered set: these need something of the broker before they are sent.
         self._preparing: dict[Publication, None] = {}
         self._unconfirmed: dict[K, Publication] = {}
+        # Sent over lost links, and about to fail.
+        self._failing: deque[tuple[Publication, TwistedCeleryError]] = deque()
+        self._failing_turn: Timer | None = None
         self._reason: BrokerUnavailable | None = None
         #: Why the broker takes no messages, though there is a link.
         self._blocked: str | None = None
@@ -225,7 +229,13 @@ class QueuedPublisher(ABC, Generic[L, K]):
         if self._pump_turn is not None:
             self._pump_turn.cancel()
             self._pump_turn = None
+        if self._failing_turn is not None:
+            self._failing_turn.cancel()
+            self._failing_turn = None
+        failing, self._failing = self._failing, deque()
         closed = self._connection.close()
+        for publication, error in failing:
+            publication.fail(error)
         for publication in unfinished:
             publication.fail(
                 Disconnected("the client was disconnected before the broker confirmed the message")
@@ -285,9 +295,12 @@ class QueuedPublisher(ABC, Generic[L, K]):
         again = [publication for publication in sent if publication.message.resend]
         self._waiting.prepend([*again, *self._preparing])
         self._preparing.clear()
-        for publication in sent:
-            if not publication.message.resend:
-                publication.fail(publication.unconfirmed(str(reason)))
+        self._failing.extend(
+            (publication, publication.unconfirmed(str(reason)))
+            for publication in sent
+            if not publication.message.resend
+        )
+        self._fail_some()
         if isinstance(reason, BrokerAccessRefused):
             # Waiting does not help: the password or the permissions have to change.
             refused = list(self._waiting)
@@ -298,6 +311,18 @@ class QueuedPublisher(ABC, Generic[L, K]):
                     if publication.sent
                     else BrokerAccessRefused(str(reason))
                 )
+
+    def _fail_some(self) -> None:
+        turn_ends = self._clock() + TURN_BUDGET
+        while self._failing and self._clock() < turn_ends:
+            publication, error = self._failing.popleft()
+            publication.fail(error)
+        if self._failing and self._failing_turn is None:
+            self._failing_turn = self._reactor.callLater(0, self._fail_more)
+
+    def _fail_more(self) -> None:
+        self._failing_turn = None
+        self._fail_some()
 
     # The queue
 

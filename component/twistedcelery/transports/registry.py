@@ -12,6 +12,8 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from celery.app.backends import BACKEND_ALIASES
+from celery.utils.imports import load_extension_class_names
 from kombu.transport import TRANSPORT_ALIASES
 
 from twistedcelery.errors import ConfigurationError, did_you_mean
@@ -134,6 +136,7 @@ def _of_backend(app: Celery, native: bool) -> Transport | None:
     scheme = _scheme(backend) if isinstance(backend, str) else backend
     if scheme in (None, "disabled"):
         return None
+    _check_backend(app, scheme)
     _check_extra("result_backend", scheme)
     for one in _registrations if native else ():
         if scheme in one.backends and _serves_backend(one, app, scheme):
@@ -171,6 +174,22 @@ def _check_broker(scheme: str) -> None:
         return
     hint = did_you_mean(scheme, known) or f"; kombu has {', '.join(sorted(TRANSPORT_ALIASES))}"
     raise ConfigurationError(f"broker_url has the unknown scheme {scheme!r}{hint}")
+
+
+def _check_backend(app: Celery, scheme: Any) -> None:
+    """Celery would say so when it makes the backend, which is in a thread."""
+    if not isinstance(scheme, str) or ":" in scheme or "." in scheme:
+        # A class, or the path of one.
+        return
+    known = {
+        *BACKEND_ALIASES,
+        *app.loader.override_backends,
+        *(name for name, _ in load_extension_class_names("celery.result_backends")),
+        *(name for one in _registrations for name in one.backends),
+    }
+    if scheme not in known:
+        hint = did_you_mean(scheme, known) or f"; Celery has {', '.join(sorted(BACKEND_ALIASES))}"
+        raise ConfigurationError(f"result_backend has the unknown scheme {scheme!r}{hint}")
 
 
 def _check_extra(setting: str, scheme: Any) -> None:

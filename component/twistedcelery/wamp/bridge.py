@@ -17,6 +17,8 @@ from twisted.internet.interfaces import IReactorCore
 from twisted.logger import Logger
 
 from twistedcelery import TwistedCelery
+from twistedcelery._logging import RepeatedWarnings
+from twistedcelery.errors import CallCancelled, Disconnected, TwistedCeleryError
 from twistedcelery.wamp.callers.api import CallerApi
 from twistedcelery.wamp.callers.known_tasks import KnownTasks
 from twistedcelery.wamp.callers.peers import PeerBridges
@@ -39,17 +41,22 @@ from twistedcelery.wamp.tasks.triggers import Triggers, check_triggers
 from twistedcelery.wamp.uris import Uris
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Container, Mapping
 
+    from autobahn.wamp.exception import ApplicationError
     from celery import Celery
     from twisted.python.failure import Failure
 
     from twistedcelery.wamp.interfaces import WampSession
+    from twistedcelery.wamp.invocation import Caller
 
 __all__ = ["Bridge", "bridge_for", "check"]
 
 #: Seconds for the client to disconnect from the broker when the process ends.
 STOP_TIMEOUT = 5.0
+
+#: Seconds for workers to answer when they are counted.
+PING_TIMEOUT = 1.0
 
 _log = Logger()
 
@@ -62,6 +69,7 @@ class Bridge:
     :param realm: the sessions' realm
     :raise ConfigurationError: if a trigger does not fit the application
     :ivar procedures: the handler of each procedure, by its URI
+    :ivar router_warnings: logs why the router refuses sessions
     """
 
     def __init__(
@@ -77,10 +85,13 @@ class Bridge:
         self.config = config
         self.uris = Uris(config.prefix)
         self.errors = CallErrors(self.uris, config.tracebacks)
+        self._submit_uri = self.uris.api("submit")
+        self.router_warnings = RepeatedWarnings(_log, reactor.seconds)
+        self._name = app.main or config.app
         self._reactor = reactor
         self._client = client
         self._session: WampSession | None = None
-        self._events = EventPublisher(config, self.uris)
+        self._events = EventPublisher(config, self.uris, wall_clock)
         ids = TaskIds(realm, config.prefix)
         context = Context(config, reactor, wall_clock, app.timezone, self.uris, self.errors, ids)
         mergers = EventMergers(reactor, wall_clock, self._events.publish)
@@ -123,6 +134,30 @@ class Bridge:
         if self._discovery is not None:
             self._discovery.start()
 
+    def announce(self, registered: Container[object], joined_as: str) -> None:
+        """Log what a session serves, once the online workers are counted.
+
+        :param registered: URIs of procedures
+        :param joined_as: who the router takes the session for
+        """
+        self.router_warnings.reset()
+        tasks = sum(task.uri in registered for task in self._tasks.values())
+
+        def log(workers: str) -> None:
+            if self._session is None:
+                # It has left meanwhile.
+                return
+            _log.info(
+                "the bridge serves {tasks} of {app!r} (prefix {prefix}) as {joined_as}; {workers}",
+                tasks=f"{tasks} task{'' if tasks == 1 else 's'}",
+                app=self._name,
+                prefix=self.config.prefix,
+                joined_as=joined_as,
+                workers=workers,
+            )
+
+        self._count_workers().addCallback(log)
+
     def detach(self, session: WampSession) -> None:
         """A session has ended. The tasks in flight go on."""
         self._events.detach(session)
@@ -130,9 +165,18 @@ class Bridge:
         if self._session is session:
             self._session = None
 
+    def refusal(self, uri: str, caller: Caller) -> ApplicationError | None:
+        """The error of a call that is refused before anything of it is looked at; ``None``: it is not.
+
+        :param uri: the procedure
+        """
+        sends_a_task = self.uris.is_task(uri) or uri == self._submit_uri
+        return self._in_flight.refusal(caller) if sends_a_task else None
+
     def drain(self, session: WampSession) -> None:
         """A session is about to leave. Until then it only publishes."""
         self._leadership.detach(session)
+        self._events.drain(session)
 
     def stop(self) -> Deferred[None]:
         """Let the session leave, then disconnect from the broker. A later session gets a new bridge.
@@ -161,6 +205,22 @@ class Bridge:
             "workers": None if self._discovery is None else len(self._discovery),
             "version": _installed_version(),
         }
+
+    def _count_workers(self) -> Deferred[str]:
+        """Say how many workers are online. Never fails."""
+
+        def counted(replies: list[Any]) -> str:
+            return f"{len(replies)} worker{'' if len(replies) == 1 else 's'} online"
+
+        def not_counted(failure: Failure) -> str:
+            failure.trap(TwistedCeleryError, defer.TimeoutError, defer.CancelledError)
+            if failure.check(TwistedCeleryError) and not failure.check(Disconnected, CallCancelled):
+                return f"its workers cannot be counted: {failure.value}"
+            return "the broker has not answered yet"
+
+        pinging: Deferred[list[Any]] = self._client.control.ping(timeout=PING_TIMEOUT)
+        pinging.addTimeout(2 * PING_TIMEOUT, self._reactor)
+        return pinging.addCallbacks(counted, not_counted)
 
     def _elected(self, session: WampSession) -> None:
         self._triggers.start(session)
@@ -227,6 +287,7 @@ def bridge_for(realm: str, extra: Mapping[str, Any] | None, reactor: Any) -> Bri
             reactor,
             publish_timeout=config.publish_timeout,
             terminate=config.terminate,
+            max_reply_bytes=config.max_reply_bytes,
             disconnect_at_shutdown=False,
         )
         bridge = _bridges[key] = Bridge(config, app, reactor, client, realm=realm)

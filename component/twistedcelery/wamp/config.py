@@ -73,6 +73,7 @@ class Configuration:
     :ivar expires: for patterns of task names, in order, the seconds after which a task expires, and the
         longest that its callers may choose
     :ivar max_items: items that the arguments of a call, its result or a progress meta may have in all
+    :ivar max_reply_bytes: bytes of a worker's reply
     :ivar drain_timeout: seconds for the calls in flight to end when the bridge stops
     :ivar publish_timeout: seconds for the broker to take a task
     :ivar call_timeout: seconds a call may wait for its result; ``None``: for ever
@@ -82,6 +83,7 @@ class Configuration:
     :ivar foreign_events: whether events of tasks that no bridge sent are published
     :ivar worker_events: whether ``celery_admin.worker.*`` are published
     :ivar enable_events: whether workers are asked to send events of tasks
+    :ivar retain_events: whether the router keeps the last event of each task, for as long as it runs
     :ivar publish_arguments: whether events carry the task's arguments
     :ivar publish_results: whether ``succeeded`` carries the result
     :ivar tracebacks: whether errors and events carry remote tracebacks
@@ -104,6 +106,7 @@ class Configuration:
     max_expires: float | None = 86400.0
     expires: tuple[tuple[str, float | None], ...] = ()
     max_items: int = 20_000
+    max_reply_bytes: int = 16 * 1024 * 1024
     drain_timeout: float = 10.0
     publish_timeout: float = 10.0
     call_timeout: float | None = None
@@ -113,6 +116,7 @@ class Configuration:
     foreign_events: bool = True
     worker_events: bool = True
     enable_events: bool = False
+    retain_events: bool = False
     publish_arguments: bool = False
     publish_results: bool = False
     tracebacks: bool = False
@@ -302,6 +306,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "max_expires": _seconds_or_none,
     "expires": _expires,
     "max_items": _count,
+    "max_reply_bytes": _count,
     "drain_timeout": _seconds,
     "publish_timeout": _seconds,
     "call_timeout": _seconds_or_none,
@@ -311,6 +316,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "foreign_events": _flag,
     "worker_events": _flag,
     "enable_events": _flag,
+    "retain_events": _flag,
     "publish_arguments": _flag,
     "publish_results": _flag,
     "tracebacks": _flag,

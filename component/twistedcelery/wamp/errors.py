@@ -4,7 +4,8 @@
 ``celery.error.``            means
 ===========================  =========================================================================
 ``task_failed``              the task raised; ``exc_type``, ``exc_module``, ``exc_message``
-``revoked``                  the task was revoked, by the caller or another client
+``revoked``                  the task was revoked, by the caller or another client, or has expired;
+                             from a worker with ``exc_type``, ``exc_module``, ``exc_message``
 ``timeout``                  the result did not come within ``call_timeout``
 ``unknown_task``             no such task is exposed, or no worker knows it
 ``invalid_arguments``        the arguments do not fit the task, or cannot be sent
@@ -115,6 +116,17 @@ class CallErrors:
         if isinstance(error, WorkerLostError):
             return self.make("worker_lost", "the worker died while it ran the task", **details)
         return self.make("task_failed", f"{described['exc_type']}: {described['exc_message']}", **details)
+
+    def revoked(self, task_id: str, error: BaseException | None = None) -> ApplicationError:
+        """Make the error of a task that was revoked.
+
+        :param error: what the worker stored with that state; ``None`` where the bridge did not wait for it
+        """
+        if error is None:
+            return self.make("revoked", "the task was revoked", task_id=task_id)
+        described = describe_exception(error)
+        text = f"the task was revoked: {described['exc_message']}"
+        return self.make("revoked", text, **described, task_id=task_id)
 
     def not_delivered(self, failure: Failure, task_id: str | None = None) -> ApplicationError:
         """Make the error of a call that the library could not complete.

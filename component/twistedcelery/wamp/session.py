@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from autobahn.twisted.wamp import ApplicationSession
 from autobahn.wamp.exception import ApplicationError
-from autobahn.wamp.message import Event, Interrupt, Invocation
+from autobahn.wamp.message import Error, Event, Interrupt, Invocation
 from autobahn.wamp.types import RegisterOptions, SubscribeOptions
 from twisted.internet import defer
 from twisted.internet.defer import Deferred, DeferredList, succeed
@@ -18,11 +18,12 @@ from twisted.logger import Logger
 from twistedcelery._deferreds import fork
 from twistedcelery.errors import ConfigurationError
 from twistedcelery.wamp.bridge import Bridge, bridge_for, check
-from twistedcelery.wamp.invocation import DETAILS, KEYWORDS, OpenInvocations
-from twistedcelery.wamp.router.authentication import TICKET_VARIABLE, Credentials
+from twistedcelery.wamp.invocation import DETAILS, KEYWORDS, Caller, OpenInvocations
+from twistedcelery.wamp.router.authentication import AUTHID_VARIABLE, TICKET_VARIABLE, Credentials
 from twistedcelery.wamp.router.bridge_topics import BridgeTopics, describe_process
 from twistedcelery.wamp.router.container import Component, component_of, joined_component
 from twistedcelery.wamp.router.registrations import Registrations
+from twistedcelery.wamp.router.unreadable import Unreadable, keep_session
 from twistedcelery.wamp.values import MAX_SIZE
 
 if TYPE_CHECKING:
@@ -42,6 +43,14 @@ REFUSED_DELAY = 2.0
 
 #: Seconds for the router to confirm that the bridge leaves.
 LEAVE_TIMEOUT = 2.0
+
+#: What to check, by the router's reason for refusing a session.
+_ADVICE = {
+    "wamp.error.no_such_realm": "Check the name of the realm.",
+    "wamp.error.no_auth_method": f"Is {TICKET_VARIABLE} set?",
+    "wamp.error.not_authorized": f"Check {TICKET_VARIABLE} and {AUTHID_VARIABLE}.",
+    "wamp.error.authentication_failed": f"Check {TICKET_VARIABLE} and {AUTHID_VARIABLE}.",
+}
 
 #: Bytes of a message besides its value.
 _ENVELOPE = 64 * 1024
@@ -85,6 +94,7 @@ class CeleryBridge(ApplicationSession):
         self._provided: dict[int, Any] = {}
         self._offered: Registrations | None = None
         self._left: Deferred[None] | None = None
+        self._draining: Deferred[None] | None = None
 
     @property
     def max_size(self) -> int:
@@ -92,6 +102,11 @@ class CeleryBridge(ApplicationSession):
         # Only WebSocket has a limit of its own. 0 means none.
         limit = getattr(self.transport, "maxMessagePayloadSize", 0)
         return max(0, min(MAX_SIZE, limit - _ENVELOPE)) if limit else MAX_SIZE
+
+    @property
+    def is_serving(self) -> bool:
+        """Whether the procedures are registered, as far as the router allows."""
+        return self._topics is not None
 
     def onConnect(self) -> None:
         """Find the bridge, and join the realm: the transport is connected."""
@@ -103,6 +118,7 @@ class CeleryBridge(ApplicationSession):
             self._give_up(f"the bridge cannot start: {error}")
             return
         self._open = OpenInvocations(self._bridge.errors, self)
+        keep_session(self.transport, self._unreadable)
         credentials = Credentials.from_environment(os.environ)
         if credentials is None:
             self.join(self.config.realm)
@@ -123,13 +139,17 @@ class CeleryBridge(ApplicationSession):
         if bridge is None:
             raise RuntimeError("joined without having connected")
         self._component = self._component or joined_component(self, self._reactor)
-        if self._component is not None:
-            self._component.joined()
         self._offered = Registrations(self, bridge.procedures, bridge.config.invoke)
-        return self._offered.start().addCallback(self._registered)
+        return self._offered.start().addCallback(self._registered, details)
 
     def onMessage(self, msg: Any) -> None:
-        """Pass a message to Autobahn, with two things that Autobahn does not do for endpoints."""
+        """Pass a message to Autobahn, with two things that Autobahn does not do for endpoints.
+
+        A call that there is no room for is refused here: Autobahn's way costs four times as much, and while
+        one caller sends thousands of them, another one waits.
+        """
+        if isinstance(msg, Invocation) and self._refuse(msg):
+            return
         if isinstance(msg, Interrupt) and self._open is not None:
             # Autobahn does not pass the mode on.
             self._open.interrupt_mode = msg.mode
@@ -179,16 +199,28 @@ class CeleryBridge(ApplicationSession):
             self._left.addCallback(lambda _: self._close(reason, message))
         return fork(self._left)
 
+    @property
+    def open_calls(self) -> int:
+        """The number of calls that have not ended."""
+        return len(self._open or ())
+
+    def stop_draining(self) -> None:
+        """Leave without the calls that are still in progress. Does nothing before `leave`."""
+        if self._draining is not None:
+            self._draining.cancel()
+
     def onLeave(self, details: CloseDetails) -> Any:
         """Detach from the bridge: the session has ended, or the router has refused it."""
         self._detach()
         if self._joined:
             return super().onLeave(details)
-        _log.error(
-            "the router refused the bridge: {reason}: {text}", reason=details.reason, text=details.message
-        )
-        # This closes the connection, and the bridge reconnects.
-        return deferLater(self._reactor, REFUSED_DELAY, super().onLeave, details)
+        if self._component is not None:
+            self._component.answered()
+        reason = f"{details.reason}: {details.message}"
+        advice = _ADVICE.get(details.reason or "", "Check the realm, and who may join it.")
+        self._warn(f"the router refused the bridge: {reason}. {advice}")
+        # The bridge reconnects after the end of the connection.
+        return deferLater(self._reactor, REFUSED_DELAY, self.disconnect)
 
     def onDisconnect(self) -> Deferred[None] | None:
         """Release the open calls: the transport is closed. The tasks in flight go on.
@@ -209,6 +241,28 @@ class CeleryBridge(ApplicationSession):
         else:
             _log.failure("the bridge's session failed", failure=fail)
 
+    def _refuse(self, msg: Invocation) -> bool:
+        registration = self._provided.get(msg.registration)
+        transport: Any = self._transport
+        if registration is None or self._bridge is None:
+            return False
+        caller = Caller(msg.caller, msg.caller_authid, msg.caller_authrole)
+        error = self._bridge.refusal(registration.procedure, caller)
+        if error is None:
+            return False
+        transport.send(Error(Invocation.MESSAGE_TYPE, msg.request, error.error, args=list(error.args)))
+        return True
+
+    def _unreadable(self, message: Unreadable) -> None:
+        if self._bridge is None or message.kind != Invocation.MESSAGE_TYPE:
+            _log.warn("an event is dropped: {reason}", reason=message.reason)
+            return
+        error = self._bridge.errors.make(
+            "invalid_arguments", f"the bridge cannot decode the call: {message.reason}"
+        )
+        transport: Any = self.transport
+        transport.send(Error(Invocation.MESSAGE_TYPE, message.number, error.error, args=list(error.args)))
+
     def _drain(self) -> Deferred[None]:
         # Subscriptions before procedures: while the bridge holds the leader's, no other bridge takes over.
         if self._bridge is None or self._open is None or self._offered is None:
@@ -217,16 +271,13 @@ class CeleryBridge(ApplicationSession):
         self._bridge.drain(self)
         withdrawn = [subscription.unsubscribe() for subscription in self._subscribed]
         withdrawn += [registration.unregister() for registration in self._provided.values()]
-        ended = fork(DeferredList([*withdrawn, self._open.ended()], consumeErrors=True))
+        ended = self._draining = fork(DeferredList([*withdrawn, self._open.ended()], consumeErrors=True))
         seconds = self._bridge.config.drain_timeout
 
         def unfinished(failure: Failure) -> None:
-            failure.trap(defer.TimeoutError)
-            _log.warn(
-                "{count} call(s) have not ended within {seconds} s",
-                seconds=seconds,
-                count=len(self._open or ()),
-            )
+            failure.trap(defer.TimeoutError, defer.CancelledError)
+            in_time = f" within {seconds} s" if failure.check(defer.TimeoutError) else ""
+            _log.warn("{count} call(s) have not ended{in_time}", in_time=in_time, count=self.open_calls)
 
         return ended.addTimeout(seconds, self._reactor).addCallbacks(lambda _: None, unfinished)
 
@@ -255,12 +306,40 @@ class CeleryBridge(ApplicationSession):
         if self._bridge is not None:
             self._bridge.detach(self)
 
-    def _registered(self, _: Any) -> None:
-        if self._bridge is not None and self.is_attached():
-            self._bridge.attach(self)
-            self._topics = BridgeTopics(self, self._bridge.uris, self._description())
-            self._topics.publish_online()
-            _log.info("the bridge serves {count} procedures", count=len(self._provided))
+    def _registered(self, _: object, details: SessionDetails) -> Deferred[None] | None:
+        """Begin to serve.
+
+        :return: where the router authorised nothing: fires once the session has been given up
+        """
+        if self._bridge is None or self._offered is None or not self.is_attached():
+            return None
+        if self._offered.are_forbidden:
+            return self._leave_forbidden(details)
+        if self._component is not None:
+            self._component.joined()
+        self._bridge.attach(self)
+        self._topics = BridgeTopics(self, self._bridge.uris, self._description())
+        self._topics.publish_online()
+        # The authid of an anonymous session is random.
+        name = details.authrole if details.authmethod == "anonymous" else details.authid
+        self._bridge.announce(self._offered, f"{name}@{details.realm}")
+        return None
+
+    def _leave_forbidden(self, details: SessionDetails) -> Deferred[None]:
+        has_ticket = Credentials.from_environment(os.environ) is not None
+        advice = "Check the role's permissions." if has_ticket else f"Is {TICKET_VARIABLE} set?"
+        self._warn(
+            f"the router accepted the bridge in {details.realm} as role {details.authrole!r}, which may not "
+            f"register its procedures. {advice}"
+        )
+        if self._component is not None and self._component.discard(self):
+            self._component = None
+        return deferLater(self._reactor, REFUSED_DELAY).addCallback(lambda _: self.leave())
+
+    def _warn(self, text: str) -> None:
+        """Log that the router refuses the bridge. Each attempt has its own session."""
+        if self._bridge is not None:
+            self._bridge.router_warnings.warn(text)
 
     def _leave_before_closing(self) -> None:
         """Leave before the transport is closed, which is how Crossbar's container stops a component."""

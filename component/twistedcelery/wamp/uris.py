@@ -72,6 +72,10 @@ class Uris:
         """The procedure that calls a task. Check it with `why_not_a_uri`."""
         return f"{self.prefix}.{name}"
 
+    def is_task(self, uri: str) -> bool:
+        """Whether one of the bridge's procedures calls a task."""
+        return uri.startswith(f"{self.prefix}.")
+
     def event(self, name: str, event: str) -> str:
         """The topic of one kind of event of a task."""
         return f"{self.prefix}.{name}.{event}"

@@ -134,7 +134,7 @@ class Control(_Methods, ControlCommands):
         return Replies(
             self._reactor,
             self._mailbox.get_reply_queue(),
-            Inbox(self._mailbox.accept, "a reply to a control command"),
+            Inbox(self._mailbox.accept, "a reply to a control command", self._reactor.seconds),
             self._binding,
             self._timeout,
             self._mailbox.clock.adjust,

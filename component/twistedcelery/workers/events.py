@@ -39,6 +39,7 @@ class EventStream:
     :param state: Celery's ``State`` to be kept up to date; an event is in it before its handler
         is called. ``True`` makes one, ``False`` does without.
     :param binding: has the transport that consumes the stream's queue
+    :param seconds: tells the time, as a reactor's ``seconds`` does
     :param wakeup: called whenever events begin to come, to ask workers for a heartbeat
     :param options: further ones of Celery's ``Receiver``: ``routing_key``, ``node_id``,
         ``queue_prefix``, ``accept``, ``queue_ttl``, ``queue_expires`` and so on
@@ -52,6 +53,7 @@ class EventStream:
         *,
         state: Any,
         binding: Binding,
+        seconds: Callable[[], float],
         wakeup: Callable[[], Deferred[Any]] | None,
         options: Mapping[str, Any],
     ) -> None:
@@ -73,7 +75,7 @@ class EventStream:
             connection.release()
         self._process = self._receiver.process
         self._receiver.process = self._take_in
-        self._inbox = Inbox(self._receiver.accept, "an event")
+        self._inbox = Inbox(self._receiver.accept, "an event", seconds)
         self._subscription: Subscription = binding.use().subscriber.subscribe(self._receiver.queue, self)
 
     @property

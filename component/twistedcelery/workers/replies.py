@@ -80,7 +80,7 @@ class Replies:
         if self._subscription is None:
             self._subscription = self._binding.use().subscriber.subscribe(self._queue, self)
         if self._consumed:
-            return succeed(None)
+            return self._subscription.renew() or succeed(None)
         waiter = self._waiters.wait()
         waiter.addTimeout(self._timeout, self._reactor, self._too_late)  # type: ignore[arg-type]  # a zope interface
         return waiter

@@ -43,7 +43,7 @@ async def test_calls_made_around_a_killed_broker_all_end(rabbitmq_node, worker, 
     """Calls before, during and after the outage each end once: with the result, or with a named error."""
     url = rabbitmq_node.broker.url
     await deferToThread(worker, broker=url)
-    tx_app = new_client(create_app(url, "rpc://"), publish_timeout=20)
+    tx_app = new_client(create_app(url, "rpc://"), publish_timeout=45)
     assert await tx_app.send_task("taskapp.add", args=(0, 0)) == 0
     await deferToThread(rabbitmq_node.broker.sync)
     before = [tx_app.send_task("taskapp.add", args=(n, 0)) for n in range(300)]

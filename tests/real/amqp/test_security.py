@@ -177,3 +177,26 @@ def test_signed_messages(broker_url, worker, tmp_path):
     answer = call(suspicious, "taskapp.add", "1", "2")
     assert answer.startswith("ReplyUndecodable: ")
     assert "Unknown certificate" in answer
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_login_method_that_the_broker_does_not_offer(broker_url, new_client):
+    """It is refused at once; the client does not fall back on a password."""
+    tx_app = new_client(create_app(broker_url, "rpc://", broker_login_method="EXTERNAL"))
+    with pytest.raises(twistedcelery.BrokerAccessRefused):
+        await tx_app.send_task("taskapp.add", args=(1, 2), ignore_result=True)
+    unknown = new_client(create_app(broker_url, "rpc://", broker_login_method="AMQPLAIN"))
+    with pytest.raises(twistedcelery.ConfigurationError, match="broker_login_method is 'AMQPLAIN'"):
+        await unknown.send_task("taskapp.add", args=(1, 2), ignore_result=True)
+
+
+@pytest_twisted.ensureDeferred
+async def test_client_properties_are_in_the_list_of_connections(rabbitmq, broker_url, new_client):
+    """With them an operator finds the process that a connection belongs to."""
+    name = f"web-{broker_url[-8:]}"
+    options = {"client_properties": {"connection_name": name}}
+    tx_app = new_client(create_app(broker_url, "rpc://", broker_transport_options=options))
+    await tx_app.send_task("taskapp.add", args=(1, 2), ignore_result=True)
+    found = rabbitmq.eval("rabbit_networking:connection_info_all([client_properties]).")
+    # It comes as the bytes' numbers.
+    assert ",".join(map(str, name.encode())) in found

@@ -192,3 +192,30 @@ async def test_nothing_is_left(redis_server, worker, connect):
     while ours():
         assert time.monotonic() < deadline, "a connection is left"
     server.close()
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("forget", [("DEL", "_kombu.binding.reply.celery.pidbox"), ("FLUSHALL",)])
+@pytest_twisted.ensureDeferred
+async def test_replies_after_redis_has_forgotten_the_binding(running, redis_server, forget):
+    """The next command has its replies; a call has its result."""
+    tx_app = running()
+    assert len(await tx_app.control.ping(timeout=5, limit=1)) == 1
+    server = redis.Redis(port=redis_server.port)
+    server.execute_command(*forget)
+    server.close()
+    assert len(await tx_app.control.ping(timeout=5, limit=1)) == 1
+    assert await tx_app.send_task("taskapp.add", args=(1, 2)) == 3
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_task_after_redis_has_forgotten_its_queue(redis_server, connect):
+    """A queue of an exchange of its own is bound again."""
+    queue = kombu.Queue("mine", kombu.Exchange("mine"), "mine")
+    tx_app = connect(redis_server.url(0), redis_server.url(1), task_queues=[queue])
+    server = redis.Redis(port=redis_server.port)
+    for _ in range(2):
+        await tx_app.send_task("taskapp.add", queue="mine", ignore_result=True)
+        assert server.llen("mine") == 1
+        server.flushall()
+    server.close()

@@ -127,7 +127,13 @@ def bridge_process(broker: str, tmp_path: Path) -> Iterator[Callable[..., Proces
     """``bridge_process(url, **extra)`` starts one; it joins a little later."""
     started: list[Process] = []
 
-    def start(url: str, ticket: str = TICKET, env: Mapping[str, str] | None = None, **extra: Any) -> Process:
+    def start(
+        url: str,
+        ticket: str = TICKET,
+        env: Mapping[str, str] | None = None,
+        realm: str = "realm1",
+        **extra: Any,
+    ) -> Process:
         name = f"bridge{len(started)}"
         config = tmp_path / f"{name}.json"
         settings = {"app": "tests.support.taskapp", **extra}
@@ -141,7 +147,8 @@ def bridge_process(broker: str, tmp_path: Path) -> Iterator[Callable[..., Proces
             "TWISTEDCELERY_TICKET": ticket,
             **(env or {}),
         }
-        command = [sys.executable, "-m", "twistedcelery.cli", "bridge", "--url", url, "--config", str(config)]
+        command = [sys.executable, "-m", "twistedcelery.cli", "bridge", "--url", url, "--realm", realm]
+        command += ["--config", str(config)]
         process = Process(command, directory=tmp_path, name=name, env=variables)
         started.append(process)
         process.start()

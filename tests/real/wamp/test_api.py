@@ -104,6 +104,7 @@ async def test_status(router, bridge, client):
         "in_flight": 0,
         "max_in_flight": 7,
         "scheduled": 0,
+        "waiting_for_worker": 0,
         "waiting": 0,
         "workers": None,
         "totals": {"sent": 2, "succeeded": 1, "failed": 1},

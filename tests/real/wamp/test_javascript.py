@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("worker_process")
 @pytest_twisted.ensureDeferred
 async def test_autobahn_in_node(router, bridge, touched, tmp_path):
     """It calls, follows, cancels and subscribes, and gets the documented errors."""
-    running = await bridge(router.url)
+    running = await bridge(router.url, retain_events=True)
     command = [node_program(), str(FOLDER / "client.js"), router.url, running.prefix, str(touched)]
     program = Process(command, directory=tmp_path, name="client")
     await deferToThread(program.start)
@@ -45,7 +45,7 @@ async def test_autobahn_in_node(router, bridge, touched, tmp_path):
 @pytest_twisted.ensureDeferred
 async def test_wampy_in_node(router, bridge, touched, tmp_path):
     """A client by others calls, follows, cancels, subscribes early and late, and gets the errors."""
-    running = await bridge(router.url)
+    running = await bridge(router.url, retain_events=True)
     command = [node_program(), str(FOLDER / "wampy.js"), router.url, running.prefix, str(touched)]
     program = Process(command, directory=tmp_path, name="client")
     await deferToThread(program.start)

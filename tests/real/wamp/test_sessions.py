@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import psutil
 import pytest
 import pytest_twisted
@@ -69,6 +71,33 @@ async def test_a_bridge_in_a_container(broker, worker_process, start_node, clien
     assert TICKET not in node.process.output()
 
 
+@pytest_twisted.ensureDeferred
+async def test_nesting_in_a_container(broker, worker_process, start_node, client):
+    """A container speaks CBOR, which reads fewer levels than the router. The bridge's session survives.
+
+    Each caller gets an error of its own; a call of somebody else goes on.
+    """
+    node = await start_node(broker, {"app": "tests.support.taskapp"})
+    caller, hostile = await client(node.url), await client(node.url, "msgpack")
+    await wait_for_procedure(caller, "celery.taskapp.add")
+    lost = await caller.events("celery_admin.bridge.offline")
+    other = caller.call("celery.taskapp.sleep", 0.5)
+    ended = set()
+    for depth in (101, 400, 900):
+        value = functools.reduce(lambda inner, _: [inner], range(depth), 1)
+        for call in (
+            hostile.call("celery.taskapp.echo", value),
+            hostile.call("celery_api.submit", "taskapp.echo", [], {"x": value}),
+            hostile.call("celery_api.state", value),
+        ):
+            with pytest.raises(ApplicationError) as refused:
+                await call
+            ended.add(refused.value.error)
+    assert ended == {"celery.error.invalid_arguments"}
+    assert await other == 0.5
+    assert not lost.pending
+
+
 @pytest.mark.parametrize(
     ("extra", "ticket", "says"),
     [
@@ -81,6 +110,7 @@ async def test_a_bridge_in_a_container(broker, worker_process, start_node, clien
             marks=pytest.mark.soak,
         ),
         ({"app": "tests.support.taskapp"}, "a wrong one", "the router refused the bridge"),
+        ({"app": "tests.support.taskapp"}, "", "as role 'caller', which may not register its procedures"),
     ],
 )
 @pytest_twisted.ensureDeferred
@@ -91,11 +121,11 @@ async def test_a_bridge_that_cannot_start(extra, ticket, says, tmp_path):
     node = CrossbarNode(tmp_path / "node", node_config(port, extra), port=port, env=env)
     try:
         await deferToThread(node.process.start)
-        await deferToThread(node.process.wait)
+        await deferToThread(node.process.wait, 90)
     finally:
         await deferToThread(node.kill)
     output = node.process.output()
     assert says in output
     # While the node ends, its container may start the component once more.
-    assert 1 <= output.count("the bridge cannot start") + output.count("the router refused") <= 2
+    assert 1 <= output.count(says) <= 2
     assert "a wrong one" not in output

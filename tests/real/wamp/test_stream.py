@@ -109,8 +109,9 @@ class Log:
 
 @pytest_twisted.ensureDeferred
 async def test_the_life_of_somebodys_task(router, bridge, client, somebody):
-    """Tasks that no bridge has sent are published the same way, and retained for those who come late."""
-    running, subscriber = await bridge(router.url, events=True), await client(router.url)
+    """Tasks that no bridge has sent are published the same way, and retained if that is configured."""
+    running = await bridge(router.url, events=True, retain_events=True)
+    subscriber = await client(router.url)
     log = await Log.of(subscriber, running.prefix)
     await leads(running)
     before = time.time()

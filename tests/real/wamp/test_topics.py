@@ -8,6 +8,7 @@ import uuid
 import pytest
 import pytest_twisted
 from autobahn.wamp.exception import ApplicationError
+from twisted.internet.defer import ensureDeferred
 
 pytestmark = pytest.mark.usefixtures("worker_process")
 
@@ -92,8 +93,8 @@ async def test_events_can_be_chosen(router, bridge, client):
 
 @pytest_twisted.ensureDeferred
 async def test_one_task_has_a_topic_of_its_own(router, bridge, client):
-    """Its URI holds the id without dashes, and who comes late gets the last event."""
-    running, caller = await bridge(router.url), await client(router.url)
+    """Its URI holds the id without dashes. Who comes late asks, or gets the last event if it is retained."""
+    running, caller = await bridge(router.url, retain_events=True), await client(router.url)
     task_id = await caller.call(running.api("submit"), "taskapp.countdown", [5], {"delay": 0.1})
     topic = f"{running.prefix}_task.{uuid.UUID(task_id).hex}"
     queue = await caller.events(topic)
@@ -105,12 +106,13 @@ async def test_one_task_has_a_topic_of_its_own(router, bridge, client):
     assert set(states) == {"PROGRESS", "SUCCESS"}
     late = await (await client(router.url)).events(topic, retained=True)
     assert (await late.get())[1]["state"] == "SUCCESS"
+    assert await caller.call(running.api("state"), task_id) == "SUCCESS"
 
 
 @pytest_twisted.ensureDeferred
 async def test_events_for_the_caller_alone(router, bridge, client):
     """Where only the caller may see its events, nobody else does, retained or not."""
-    running = await bridge(router.url, event_audience="caller")
+    running = await bridge(router.url, event_audience="caller", retain_events=True)
     caller, other = await client(router.url), await client(router.url)
     everything = await other.events(running.uri("taskapp"), match="prefix")
     own = await caller.events(running.uri("taskapp"), match="prefix")
@@ -139,3 +141,60 @@ async def test_a_cancelled_call_is_published_as_revoked(router, bridge, client):
         await call
     topic, payload = await queue.get()
     assert (topic, payload["state"]) == (running.uri("taskapp.sleep.revoked"), "REVOKED")
+
+
+@pytest_twisted.ensureDeferred
+async def test_nothing_is_published_for_nobody(router, bridge, client, monkeypatch):
+    """A call sends the router its result alone; with a subscriber of one kind of event, that one too."""
+    running, caller = await bridge(router.url, events=True), await client(router.url)
+    published = counted(running, monkeypatch)
+    await caller.call(running.uri("taskapp.add"), 1, 2)
+    queue = await caller.events(running.uri("taskapp.add.succeeded"))
+    for number in range(3):
+        await caller.call(running.uri("taskapp.add"), number, 2)
+    assert [(await queue.get())[1]["state"] for _ in range(3)] == ["SUCCESS"] * 3
+    assert published == [running.uri("taskapp.add.succeeded")] * 3
+    await caller.close()
+    again = await client(router.url)
+    # The router tells the bridge, in this order, that nobody listens, and that there is a call.
+    await again.call(running.uri("taskapp.add"), 1, 2)
+    assert len(published) == 3
+
+
+@pytest.mark.parametrize("match", ["exact", "prefix", "wildcard"])
+@pytest_twisted.ensureDeferred
+async def test_a_client_that_subscribes_and_calls_at_once(router, bridge, client, match):
+    """It does not wait for the router, and gets each event of its task once."""
+    running = await bridge(router.url, events=["sent", "succeeded"])
+    topics = {
+        "exact": [running.uri("taskapp.add.sent"), running.uri("taskapp.add.succeeded")],
+        "prefix": [running.uri("taskapp.add")],
+        "wildcard": [running.uri("taskapp") + "..sent", running.uri("taskapp") + "..succeeded"],
+    }
+    for _ in range(5):
+        caller = await client(router.url)
+        subscribing = [caller.events(topic, match) for topic in topics[match]]
+        subscribed = [ensureDeferred(one) for one in subscribing]
+        calling = caller.call(running.uri("taskapp.add"), 1, 2)
+        queues = [await one for one in subscribed]
+        assert await calling == 3
+        # One queue gets both, or each gets one.
+        got = [(await queues[index % len(queues)].get())[0].rpartition(".")[2] for index in range(2)]
+        assert sorted(got) == ["sent", "succeeded"]
+        await caller.call(running.uri("taskapp.add"), 1, 2)
+        later = [(await queues[index % len(queues)].get())[0].rpartition(".")[2] for index in range(2)]
+        assert sorted(later) == ["sent", "succeeded"]
+        await caller.close()
+
+
+def counted(running, monkeypatch):
+    """The topics of tasks that a bridge publishes on from now on."""
+    session = running.bridge._events._session
+    published, publish = [], session.publish
+
+    def spy(topic, *args, **kwargs):
+        published.append(topic)
+        return publish(topic, *args, **kwargs)
+
+    monkeypatch.setattr(session, "publish", spy)
+    return published

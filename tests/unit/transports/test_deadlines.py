@@ -52,6 +52,28 @@ def test_items_expire_in_the_order_of_their_deadlines(limits):
         assert limits.expired == ["a", "b", "c"][:count]
 
 
+def test_many_that_expire_at_once_take_several_turns(limits):
+    """They do not hold up the reactor."""
+    now = 0.0
+    expired: list[str] = []
+
+    def expire(item: Item) -> None:
+        nonlocal now
+        now += 0.001
+        item.settled = True
+        expired.append(item.name)
+
+    deadlines: Deadlines[Item] = Deadlines(limits.clock, expire, clock=lambda: now)
+    for name in "abcdefghij":
+        deadlines.add(1, Item(name))
+    in_between: list[list[str]] = []
+    limits.clock.callLater(1, lambda: in_between.append(list(expired)))
+    limits.clock.advance(1)
+    assert in_between == [list("abcd")]
+    assert expired == list("abcdefghij")
+    assert limits.clock.getDelayedCalls() == []
+
+
 def test_equal_deadlines_keep_their_order(limits):
     """Of two items with one deadline the first added expires first."""
     limits.add(1, "a")

@@ -205,12 +205,22 @@ sys.exit({unwanted!r} in sys.modules)
         ({"broker_url": "ampq://h"}, "unknown scheme 'ampq'; did you mean 'amqp'?"),
         ({"broker_write_url": "redsi://h", "broker_read_url": "redis://h"}, "did you mean 'redis'?"),
         ({"broker_url": "zzz://h"}, "unknown scheme 'zzz'; kombu has "),
+        (
+            {"result_backend": "rdis://h"},
+            "result_backend has the unknown scheme 'rdis'; did you mean 'redis'?",
+        ),
+        ({"result_backend": "db+zzz://h"}, None),
+        ({"result_backend": "dbb+sqlite:///x"}, "the unknown scheme 'dbb'; did you mean 'db'?"),
+        ({"result_backend": "zzz"}, "the unknown scheme 'zzz'; Celery has "),
     ],
 )
-def test_a_misspelt_broker_is_named(config, expected):
+def test_a_misspelt_scheme_is_named(config, expected):
     """The error says what was found, and what was meant."""
-    with pytest.raises(ConfigurationError, match=re.escape(expected)):
+    if expected is None:
         chosen(**config)
+    else:
+        with pytest.raises(ConfigurationError, match=re.escape(expected)):
+            chosen(**config)
 
 
 @pytest.mark.parametrize("config", [{"broker_url": "redis://h"}, {"result_backend": "rediss://h"}])

@@ -215,6 +215,9 @@ class FakeSession:
         return self._requested(uri, invoke)
 
     def listen(self, topic: str, match: str, subscriber: Any) -> Deferred[Any]:
+        if topic.startswith("wamp."):
+            # Not answered, so that everything is published.
+            return Deferred()
         self.listeners[topic] = subscriber
         return self._requested(topic, match)
 

@@ -13,6 +13,7 @@ from tests.unit.wamp.conftest import error_of, result_of
 from tests.unit.wamp.fakes import failure, final, success
 from twistedcelery import (
     BrokerUnavailable,
+    CallCancelled,
     Disconnected,
     EncodeError,
     NoResultBackend,
@@ -23,6 +24,7 @@ from twistedcelery import (
     TaskFailure,
     Unroutable,
 )
+from twistedcelery.wamp.bridge import PING_TIMEOUT
 from twistedcelery.wamp.task_ids import TaskIds
 
 
@@ -60,6 +62,8 @@ def test_arguments_are_checked_as_celery_does(setup):
         (failure(TaskRevokedError("raised by the task itself")), "task_failed"),
         (failure(BrokerUnavailable("raised by the task itself")), "task_failed"),
         (final("REVOKED", TaskRevokedError("revoked")), "revoked"),
+        (failure(CallCancelled("raised by the task itself")), "task_failed"),
+        (final("REVOKED", "not an exception"), "revoked"),
         (final("REJECTED", Reject("no")), "task_failed"),
         (final("FAILURE", "not an exception"), "task_failed"),
         (final("FAILURE", TaskFailure("no exception", {"custom": "why"})), "task_failed"),
@@ -210,6 +214,26 @@ def test_a_call_in_time_leaves_no_timer(setup):
 
 
 @pytest.mark.parametrize(
+    ("stored", "exc_type", "says"),
+    [
+        (TaskRevokedError("expired"), "TaskRevokedError", "expired"),
+        (TaskFailure("stored with 'why', which is no exception", "why"), "TaskFailure", "stored with 'why'"),
+    ],
+)
+def test_the_reason_of_a_revocation(stored, exc_type, says, setup):
+    """Callers learn what the worker said."""
+    one = setup()
+    answer = one.call("app.add", 1, 2)
+    one.last.finish(final("REVOKED", stored))
+    error = error_of(answer)
+    assert error.kwargs.keys() == {"exc_type", "exc_module", "exc_message", "task_id"}
+    assert error.kwargs["exc_type"] == exc_type
+    assert says in error.args[0]
+    assert says in error.kwargs["exc_message"]
+    assert one.bridge._in_flight.totals["revoked"] == 1
+
+
+@pytest.mark.parametrize(
     ("value", "says"),
     [
         ({"a": {"__type__": "datetime", "__value__": "2020-01-01"}}, "['a'] has the keys '__type__' and"),
@@ -345,3 +369,28 @@ def test_the_ids_of_tasks(setup):
     one.call("celery_api.submit", "white space")
     ids = TaskIds("realm1", "celery")
     assert [ids.made(call.task_id) for call in one.client.calls] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("answer", "workers"),
+    [
+        ([], "0 workers online"),
+        ([{"w1": {"ok": "pong"}}], "1 worker online"),
+        ([{"w1": {"ok": "pong"}}, {"w2": {"ok": "pong"}}], "2 workers online"),
+        (None, "the broker has not answered yet"),
+        (BrokerUnavailable("no"), "its workers cannot be counted: no"),
+    ],
+)
+def test_what_is_served_is_logged(answer, workers, setup, said):
+    """One line has the tasks that callers can call, the application, the bridge's name and its workers."""
+    one = setup()
+    one.bridge.announce({"celery.app.add", "celery.app.bound", "celery_api.tasks"}, "bridge@realm1")
+    name, _, kwargs, _, waiting = one.client.control.sent[-1]
+    assert (name, kwargs) == ("ping", {"timeout": PING_TIMEOUT})
+    if answer is None:
+        one.clock.advance(2 * PING_TIMEOUT)
+    elif isinstance(answer, Exception):
+        waiting.errback(answer)
+    else:
+        waiting.callback(answer)
+    assert said[-1] == (f"the bridge serves 2 tasks of 'app' (prefix celery) as bridge@realm1; {workers}")

@@ -71,3 +71,12 @@ def test_urls_of_no_router(url: str) -> None:
     """Such a URL is refused before anything starts."""
     with pytest.raises(ConfigurationError, match="is no URL of a WAMP router"):
         Runner(Clock(), url, "realm1", {})
+
+
+@pytest.mark.parametrize("url", ["http://me:abc@x", "ws://me:abc/defg@x", "rs://me:abc@unix:/tmp/x"])
+def test_the_password_in_a_url_of_no_router(url: str) -> None:
+    """It is not shown."""
+    with pytest.raises(ConfigurationError, match="is no URL of a WAMP router") as refused:
+        Runner(Clock(), url, "realm1", {})
+    assert "abc" not in f"{refused.value} {refused.value.__cause__}"
+    assert "defg" not in f"{refused.value} {refused.value.__cause__}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -31,6 +32,7 @@ def test_the_defaults():
         max_expires=86400.0,
         expires=(),
         max_items=20_000,
+        max_reply_bytes=2**24,
         drain_timeout=10.0,
         publish_timeout=10.0,
         call_timeout=None,
@@ -40,6 +42,7 @@ def test_the_defaults():
         foreign_events=True,
         worker_events=True,
         enable_events=False,
+        retain_events=False,
         publish_arguments=False,
         publish_results=False,
         tracebacks=False,
@@ -202,3 +205,47 @@ def test_applications_that_are_none(source: str | None, says: str, tmp_path: Pat
         load_application(name)
     assert "key 'app'" in str(refused.value)
     assert says in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("import json\n\njson.loads('[')", "broken_app.py, line 3: json.loads('['))"),
+        ("import nosuch.thing", "broken_app.py, line 1: import nosuch.thing)"),
+        ("def (", "broken_app.py, line 1)"),
+        # Celery imports it.
+        ("from celery import Celery\napp = Celery(include=['nosuch'])", "it was looked for in {here}, "),
+        (None, "No module named 'broken_app'; it was looked for in {here}, "),
+    ],
+)
+def test_an_application_that_cannot_be_imported(
+    source: str | None, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error has the line that failed, or the folders in which the module was looked for."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "broken_app", raising=False)
+    if source is not None:
+        (tmp_path / "broken_app.py").write_text(source)
+    with pytest.raises(ConfigurationError) as refused:
+        load_application("broken_app")
+    assert says.format(here=tmp_path) in str(refused.value).replace(f"{tmp_path}/broken", "broken")
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ("broker='ampq://h'", "broker_url has the unknown scheme 'ampq'; did you mean 'amqp'?"),
+        ("backend='rdis://h'", "result_backend has the unknown scheme 'rdis'; did you mean 'redis'?"),
+    ],
+)
+def test_an_application_with_a_misspelt_scheme(
+    settings: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is refused before the bridge starts."""
+    monkeypatch.syspath_prepend(tmp_path)
+    name = f"misspelt_{settings[:6]}"
+    (tmp_path / f"{name}.py").write_text(f"from celery import Celery\napp = Celery({settings})")
+    with pytest.raises(ConfigurationError) as refused:
+        load_application(name)
+    assert str(refused.value) == says

@@ -235,6 +235,21 @@ def test_a_late_goodbye(start):
     assert tasks_of(one) == ["a"]
 
 
+def test_the_log_has_the_tasks(start, said):
+    """What a worker brings and takes away is one line, however much it is."""
+    _, workers = start()
+    said.clear()
+    workers.reply("w1", *"edcba")
+    workers.reply("w2", "a", "f")
+    workers.reply("w2", "a", "f")
+    workers.leave("w1")
+    assert said == [
+        "the worker 'w1' has new tasks: 'a', 'b', 'c' and 2 more",
+        "the worker 'w2' has new tasks: 'f'",
+        "the worker 'w1' was the last one with these tasks: 'b', 'c', 'd' and 1 more",
+    ]
+
+
 def test_a_silent_worker(start, said):
     """A worker is removed after a minute without a heartbeat or a reply."""
     one, workers = start()

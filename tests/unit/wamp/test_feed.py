@@ -56,7 +56,7 @@ def test_a_task_of_somebody_else(setup):
         )
         topic, same, options = next(published)
         assert (topic, same) == (f"celery_task.{UUID(FOREIGN).hex}", {**common, **payload})
-        assert options["retain"]
+        assert not options["retain"]
     assert next(published, None) is None
 
 
@@ -276,6 +276,21 @@ def test_workers_come_and_go(setup):
     ]
     one.clock.advance(600)
     assert len(workers(one)) == 3
+
+
+def test_the_log_has_the_workers(setup, said):
+    """A worker's first event and its end are logged, each once."""
+    _, stream = leader(setup)
+    said.clear()
+    for hostname in ("w1", "w1", "w2"):
+        stream.send("worker-heartbeat", hostname=hostname, **WORKER)
+    stream.send("worker-offline", hostname="w1", **WORKER)
+    stream.send("worker-offline", hostname="w1", **WORKER)
+    assert said == [
+        "the worker 'w1' is online; 1 online",
+        "the worker 'w2' is online; 2 online",
+        "the worker 'w1' is offline: it left; 1 online",
+    ]
 
 
 def test_a_worker_that_falls_silent(setup):

@@ -112,6 +112,32 @@ def test_one_that_the_router_refuses(said):
     assert router.registering == router.unregistering == {}
 
 
+def test_many_that_the_router_refuses(said):
+    """One line for each reason names the first ones."""
+    router = Router(*"abcdefg")
+    for uri in "abcdef":
+        error = "already_exists" if uri == "f" else "not_authorized"
+        router.registering.pop(uri).errback(Failure(ApplicationError(f"wamp.error.{error}")))
+    assert said == []
+    router.register("g")
+    assert said == [
+        "a, b, c and 2 more could not be registered: wamp.error.not_authorized",
+        "f could not be registered: wamp.error.already_exists",
+    ]
+    assert not router.registrations.are_forbidden
+    assert ("g" in router.registrations, "a" in router.registrations) == (True, False)
+
+
+def test_a_role_that_may_not_register(said):
+    """Where all are refused, the session logs why."""
+    router = Router("a", "b")
+    for uri in "ab":
+        router.registering.pop(uri).errback(Failure(ApplicationError("wamp.error.not_authorized")))
+    assert router.registrations.are_forbidden
+    assert len(router.ready) == 1
+    assert said == []
+
+
 def test_one_that_the_router_has_taken_itself(said):
     """A registration that the router removed already is made again, although unregistering failed."""
     router = Router("a")

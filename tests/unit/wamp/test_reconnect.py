@@ -66,7 +66,7 @@ def test_a_lost_connection_is_made_again(setup):
 
 
 def test_pauses_grow_while_there_is_no_router(setup, said):
-    """The delay grows up to a limit, and only the first failure is logged."""
+    """The delay grows up to a limit, and the failure is logged once a minute."""
     setup.router.listens = False
     setup.client.start()
     times = []
@@ -78,8 +78,13 @@ def test_pauses_grow_while_there_is_no_router(setup, said):
     assert pauses[0] <= FIRST_DELAY + 0.1
     assert max(pauses) <= MAX_DELAY + 0.1
     assert min(pauses[4:]) >= MAX_DELAY / 2 - 0.1
-    assert [line for line in said if "no router at" in line] == [said[-1]]
-    assert "nobody listens" in said[-1]
+    line = (
+        "no router at the router: An error occurred while connecting: nobody listens. Is it running, and is "
+        "that its address? The bridge keeps trying."
+    )
+    assert said == [line]
+    setup.clock.pump([1] * 60)
+    assert said == [line] * 2
 
 
 def test_a_router_that_refuses_is_no_router_that_is_back(setup):
@@ -95,6 +100,60 @@ def test_a_router_that_refuses_is_no_router_that_is_back(setup):
     assert len(setup.router.attempts) == 2
     setup.clock.advance(FIRST_DELAY + 0.01)
     assert len(setup.router.attempts) == 3
+
+
+def test_something_that_is_no_router(setup, said):
+    """The reason why its handshake failed is logged once a minute, with what to check."""
+    setup.router.wasNotCleanReason = "WebSocket connection upgrade failed [404]: Not Found"
+    setup.client.start()
+    for _ in range(5):
+        setup.router.accept()
+        setup.router.close()
+        setup.clock.advance(MAX_DELAY)
+    (line,) = said
+    assert line == (
+        "no router at the router: WebSocket connection upgrade failed [404]: Not Found. Check the host, the "
+        "port and the path of the URL. The bridge keeps trying."
+    )
+
+
+def test_a_reason_that_comes_late(setup, said):
+    """Autobahn knows why TLS failed only after it has reported the end of the connection."""
+    setup.router.wasNotCleanReason = None
+    setup.client.start()
+    setup.router.accept()
+    setup.router.close()
+    setup.router.wasNotCleanReason = "certificate verify failed"
+    setup.clock.advance(0)
+    (line,) = said
+    assert "no router at the router: certificate verify failed. " in line
+
+
+def test_a_router_that_refuses_the_session(setup, said):
+    """The session logs the router's reason, so the end of the connection is not logged."""
+    setup.client.start()
+    setup.router.accept()
+    setup.client.answered()
+    setup.router.close()
+    assert said == []
+
+
+def test_a_lost_router(setup, said):
+    """What was joined and lost is logged, with the reason, and later trouble anew."""
+    setup.router.listens = False
+    setup.client.start()
+    setup.router.listens = True
+    setup.clock.advance(FIRST_DELAY)
+    setup.join()
+    setup.router.wasNotCleanReason = "peer dropped the TCP connection"
+    setup.router.listens = False
+    setup.router.close()
+    setup.clock.advance(FIRST_DELAY)
+    assert said[1:3] == [
+        "joined realm1 at the router",
+        "the connection to the router is lost: peer dropped the TCP connection",
+    ]
+    assert said[3] == said[0]
 
 
 @pytest.mark.parametrize("state", ["not started", "pausing", "connecting", "joining"])

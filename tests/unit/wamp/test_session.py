@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 from autobahn.wamp import auth
 from autobahn.wamp.message import Challenge as ChallengeMessage
-from autobahn.wamp.message import Hello, Interrupt, Invocation
+from autobahn.wamp.message import Error, Goodbye, Hello, Interrupt, Invocation, Register, Welcome
 from autobahn.wamp.request import Endpoint, InvocationRequest, Registration
+from autobahn.wamp.role import RoleBrokerFeatures, RoleDealerFeatures
+from autobahn.wamp.serializer import MsgPackSerializer
 from autobahn.wamp.types import Challenge, CloseDetails, ComponentConfig
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
@@ -20,10 +22,14 @@ from twistedcelery.wamp.session import REFUSED_DELAY
 class Transport:
     """Remembers what the session sends."""
 
+    #: Autobahn describes sessions by these.
+    _serializer, transport_details = MsgPackSerializer(), None
+
     def __init__(self):
         self.maxMessagePayloadSize = 0
         self.sent = []
         self.closed = False
+        self.is_closed = Deferred()
 
     def send(self, message):
         self.sent.append(message)
@@ -126,6 +132,34 @@ def test_a_refusal_is_not_followed_by_a_storm():
     assert transport.closed
 
 
+def welcome(role):
+    """The router accepts the session."""
+    roles = {"dealer": RoleDealerFeatures(), "broker": RoleBrokerFeatures()}
+    return Welcome(1, roles, realm="realm1", authid="some", authrole=role, authmethod="anonymous")
+
+
+@pytest.mark.parametrize(
+    ("ticket", "advice"), [("", "Is TWISTEDCELERY_TICKET set?"), ("x", "Check the role's permissions.")]
+)
+def test_a_role_that_may_not_register(ticket, advice, monkeypatch, said):
+    """One line says so, and the session leaves after a while, as if the router had refused it."""
+    monkeypatch.setenv("TWISTEDCELERY_TICKET", ticket)
+    session, transport, clock = connect(APP)
+    session.onMessage(welcome("browser"))
+    while pending := [message for message in transport.sent if isinstance(message, Register)]:
+        transport.sent.clear()
+        for message in pending:
+            session.onMessage(Error(Register.MESSAGE_TYPE, message.request, "wamp.error.not_authorized"))
+    (line,) = said
+    assert line == (
+        "the router accepted the bridge in realm1 as role 'browser', which may not register its procedures. "
+        + advice
+    )
+    assert not session.is_serving
+    clock.advance(REFUSED_DELAY)
+    assert [type(message) for message in transport.sent] == [Goodbye]
+
+
 def test_the_limit_of_the_transport():
     """A value is limited by the transport's own limit, if there is one."""
     session, transport, _ = connect(APP)
@@ -160,3 +194,28 @@ def test_keywords_of_any_name():
     keywords = {"self": 1, "fun": 2, "f": 3, "details": 4, "keywords": 5}
     session.onMessage(Invocation(9, 5, args=[], kwargs=dict(keywords)))
     assert seen["keywords"] == keywords
+
+
+@pytest.mark.parametrize(
+    ("procedure", "refused"), [("taskapp.add", True), ("api.submit", True), ("api.status", False)]
+)
+def test_a_refusal_comes_before_everything_else(procedure, refused):
+    """Past a limit, calls that send a task are answered at once, without their endpoint."""
+    session, transport, _ = connect({**APP, "prefix": f"cheap{procedure[:3]}", "max_in_flight": 1})
+    session._session_id = 1
+    uris = session._bridge.uris
+    uri = uris.api(procedure[4:]) if procedure.startswith("api.") else uris.task(procedure)
+    called = []
+    endpoint = Endpoint(lambda *_, **__: called.append(1), None, "details")
+    session._registrations[5] = session._provided[5] = Registration(session, 5, uri, endpoint)
+    session._bridge._in_flight.refusal = lambda caller: session._bridge.errors.make(
+        "overloaded", caller.authid
+    )
+    transport.sent.clear()
+    session.onMessage(
+        Invocation(9, 5, args=[1], kwargs={}, caller=7, caller_authid="joe", caller_authrole="x")
+    )
+    assert bool(called) is not refused
+    (answer,) = transport.sent
+    if refused:
+        assert (answer.request, answer.error, answer.args) == (9, uris.error("overloaded"), ["joe"])

@@ -233,3 +233,17 @@ def test_expiry_for_all(setup):
     one = setup(expires=60)
     add(one)
     assert one.client.sent[-1][3]["expires"] == 60
+
+
+def test_tasks_that_no_worker_takes(setup):
+    """``celery_api.status`` counts the tasks in flight whose queue no worker consumes, until one does."""
+    one = setup()
+    for number in range(3):
+        add(one)
+        if number:
+            one.last.update("WAITING", {"reason": "no worker consumes queue 'celery'"})
+    assert result_of(one.call("celery_api.status"))["waiting_for_worker"] == 2
+    one.last.update("STARTED", None)
+    assert result_of(one.call("celery_api.status"))["waiting_for_worker"] == 1
+    finish_all(one)
+    assert result_of(one.call("celery_api.status"))["waiting_for_worker"] == 0

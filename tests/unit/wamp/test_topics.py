@@ -38,7 +38,7 @@ def test_the_payload(setup):
         assert next(published) == (
             f"celery_task.{UUID(task_id).hex}",
             {**common, **payload},
-            {"acknowledge": False, "retain": True},
+            {"acknowledge": False, "retain": False},
         )
 
 
@@ -136,10 +136,23 @@ def test_too_many_items(setup):
     assert one.bridge._in_flight.totals == {"sent": 1, "succeeded": 1}
 
 
+def test_retained_events(setup, said):
+    """The router keeps the last event of each run only where that is configured, with a warning."""
+    for retain in (False, True):
+        one = setup(retain_events=retain)
+        one.call("app.add", 1, 2)
+        one.last.finish(success(3))
+        retained = [topic for topic, _, options in one.session.published if options["retain"]]
+        assert retained == ([f"celery_task.{UUID(one.last.task_id).hex}"] if retain else [])
+    assert [line for line in said if "retain_events" in line] == [
+        "'retain_events' is on: the router keeps an event of each task, about 2 KB, until it stops"
+    ]
+
+
 @pytest.mark.parametrize("disclosed", [True, False])
 def test_events_for_the_caller_alone(disclosed, setup):
     """Only the caller's session is eligible. Without a disclosed caller, nothing is published."""
-    one = setup(event_audience="caller")
+    one = setup(event_audience="caller", retain_events=True)
     answer = one.call("app.add", 1, 2, caller=7 if disclosed else None)
     one.last.update("PROGRESS", 1)
     one.last.finish(failure(ValueError("bad")))

@@ -33,27 +33,31 @@ class AmqpTransport(Transport):
     def publisher(self, setup: Setup) -> AmqpPublisher:
         """Publish to ``broker_write_url``. Connects at the first message."""
         publisher = AmqpPublisher(setup.reactor, setup.timeout)
-        return publisher.use(_connection(setup, setup.app.connection_for_write(), publisher))
+        return publisher.use(_connection(setup, setup.app.connection_for_write(), publisher, "publishing"))
 
     def subscriber(self, setup: Setup) -> AmqpSubscriber:
         """Consume further queues from ``broker_read_url``. Connects when the first one is wanted."""
         subscriber = AmqpSubscriber(setup.reactor, setup.timeout)
-        return subscriber.use(_connection(setup, setup.app.connection_for_read(), subscriber))
+        return subscriber.use(
+            _connection(setup, setup.app.connection_for_read(), subscriber, "events and replies")
+        )
 
     def results(self, setup: Setup, receiver: ReplyReceiver) -> AmqpResults:
         """Consume replies from ``broker_read_url``. Connects when the first task is watched."""
         quorum = setup.app.conf.task_default_queue_type == "quorum"
-        results = AmqpResults(setup.reactor, receiver, ReplyDecoder(setup.app), uuid(), quorum)
-        return results.use(_connection(setup, setup.app.connection_for_read(), results))
+        decoder = ReplyDecoder(setup.app, setup.max_reply_bytes)
+        results = AmqpResults(setup.reactor, receiver, decoder, uuid(), quorum)
+        return results.use(_connection(setup, setup.app.connection_for_read(), results, "results"))
 
     def store(self, setup: Setup) -> None:
         """``rpc://`` keeps no results: each is a message."""
 
 
-def _connection(setup: Setup, kombu: Any, user: Any) -> Connection[AmqpLink]:
+def _connection(setup: Setup, kombu: Any, user: Any, purpose: str) -> Connection[AmqpLink]:
     """Keep a link for a part of the transport.
 
     :param kombu: has the brokers' URLs; it is never connected
     """
     brokers = Brokers(kombu, setup.reactor, setup.app.conf.broker_heartbeat or 0)
-    return Connection(brokers, user, setup.reactor, backoff, partial(open_link, answer_time=setup.timeout))
+    opener = partial(open_link, answer_time=setup.timeout)
+    return Connection(brokers, user, setup.reactor, backoff, opener, purpose=purpose)

@@ -13,6 +13,7 @@ from typing import Any
 
 from pika import ConnectionParameters, PlainCredentials, exceptions
 from pika.adapters.twisted_connection import TwistedChannel, TwistedProtocolConnection
+from pika.credentials import ExternalCredentials
 from pika.spec import Basic, Exchange, Queue
 from twisted.internet import defer, error
 from twisted.internet.interfaces import IAddress, IStreamClientEndpoint
@@ -330,7 +331,8 @@ class _Protocol(TwistedProtocolConnection):
 
     def __init__(self, parameters: ConnectionParameters, reactor: Clock) -> None:
         super().__init__(parameters, custom_reactor=reactor)
-        self.userid: str = parameters.credentials.username
+        # Of a certificate only the broker knows the user.
+        self.userid: str = getattr(parameters.credentials, "username", "")
         self._reason: BaseException | None = None
         self._lost_callbacks: list[Callable[[BrokerUnavailable], None]] = []
         self._lost: BrokerUnavailable | None = None
@@ -410,9 +412,14 @@ class _ProtocolFactory(Factory):
     def __init__(self, parameters: AmqpParameters, reactor: Clock) -> None:
         self._parameters = ConnectionParameters(
             virtual_host=parameters.virtual_host,
-            credentials=PlainCredentials(parameters.userid, parameters.password),
+            credentials=(
+                ExternalCredentials()
+                if parameters.external
+                else PlainCredentials(parameters.userid, parameters.password)
+            ),
             heartbeat=parameters.heartbeat,
-            client_properties={"connection_name": parameters.name},
+            client_properties=dict(parameters.client_properties),
+            **parameters.limits,
         )
         self._reactor = reactor
 

@@ -9,13 +9,15 @@ on one node alone. While that node is down, no other has the queue, and none let
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import time
+from collections.abc import Callable, Generator
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred, fail, inlineCallbacks, succeed
 from twisted.logger import Logger
 
 from twistedcelery._deferreds import Waiters
+from twistedcelery._logging import CountedWarnings
 from twistedcelery._types import Clock, Timer
 from twistedcelery.errors import BrokerAccessRefused, BrokerUnavailable, Disconnected, ResultError
 from twistedcelery.transports.amqp.declare import Declaration
@@ -25,6 +27,7 @@ from twistedcelery.transports.connection import CLOSE_TIMEOUT, Connection, Refus
 from twistedcelery.transports.deadlines import cancel_after
 from twistedcelery.transports.decoding import ReplyDecoder
 from twistedcelery.transports.interface import ReplyReceiver
+from twistedcelery.transports.publishing import TURN_BUDGET
 
 __all__ = ["AmqpResults"]
 
@@ -57,20 +60,29 @@ class AmqpResults:
     :param decoder: reads the replies
     :param queue: the reply queue's name
     :param quorum: whether it is a quorum queue
+    :param clock: seconds of real time
     """
 
     available = True
 
     def __init__(
-        self, reactor: Clock, receiver: ReplyReceiver, decoder: ReplyDecoder, queue: str, quorum: bool = False
+        self,
+        reactor: Clock,
+        receiver: ReplyReceiver,
+        decoder: ReplyDecoder,
+        queue: str,
+        quorum: bool = False,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._reactor = reactor
+        self._clock = clock
         self._receiver = receiver
         self._decoder = decoder
         self._queue = queue
         self._quorum = quorum
         self._watched: set[str] = set()
         self._waiters: Waiters[None] = Waiters()
+        self._waiters_turn: Timer | None = None
         self._channel: AmqpChannel | None = None
         #: Whether the broker may have the reply queue.
         self._is_declared = False
@@ -80,6 +92,7 @@ class AmqpResults:
         self._is_closing = False
         self._attempted: Waiters[None] = Waiters()
         self._delivered_tag = self._acked_tag = 0
+        self._warnings = CountedWarnings(_log, reactor.seconds)
         self._ack_timer: Timer | None = None
         self._reason: BrokerUnavailable | None = None
         self._connection: Connection[AmqpLink]
@@ -105,7 +118,7 @@ class AmqpResults:
         if self._is_closing:
             return fail(Disconnected("the connection for results was closed by disconnect()"))
         self._watched.add(task_id)
-        if state is State.UP:
+        if state is State.UP and not len(self._waiters):
             return None
         self._connection.start()
         return self._waiters.wait(self._unavailable)
@@ -123,6 +136,7 @@ class AmqpResults:
         if self._ack_timer is not None:
             self._ack_timer.cancel()
             self._ack_timer = None
+        self._stop_turn()
         self._waiters.fail(Disconnected("the client was disconnected before the task was sent"))
         state = self._connection.state
         attempted: Deferred[None] = succeed(None)
@@ -163,11 +177,26 @@ class AmqpResults:
 
     def connection_up(self) -> None:
         """Let tasks be published."""
-        self._waiters.fire(None)
+        self._let_publish()
         if self._was_up:
             self._receiver.resumed(self._are_replies_lost)
         self._was_up = True
         self._attempted.fire(None)
+
+    def _let_publish(self) -> None:
+        """Over as many turns as it takes, in order: thousands may have waited."""
+        self._waiters_turn = None
+        turn_ends = self._clock() + TURN_BUDGET
+        while len(self._waiters) and self._clock() < turn_ends:
+            self._waiters.fire_first(None)
+        # What they called may have closed it.
+        if len(self._waiters) and self.connected and self._waiters_turn is None:
+            self._waiters_turn = self._reactor.callLater(0, self._let_publish)
+
+    def _stop_turn(self) -> None:
+        if self._waiters_turn is not None:
+            self._waiters_turn.cancel()
+            self._waiters_turn = None
 
     def _is_kept(self, link: AmqpLink) -> Generator[Deferred[Any], Any, bool]:
         """Whether the broker still has the reply queue."""
@@ -183,6 +212,7 @@ class AmqpResults:
     def connection_lost(self, reason: BrokerUnavailable) -> None:
         """Wait for the next link, unless the broker refused the password."""
         self._channel = None
+        self._stop_turn()
         self._delivered_tag = self._acked_tag = 0
         self._reason = reason
         if isinstance(reason, BrokerAccessRefused):
@@ -207,7 +237,7 @@ class AmqpResults:
             )
         except ResultError as error:
             if task_id is None:
-                _log.warn("a reply without a correlation id is dropped: {error}", error=error)
+                self._warnings.warn("a reply without a correlation id is dropped", str(error))
             else:
                 self._receiver.reply_failed(task_id, error)
             return
@@ -215,7 +245,7 @@ class AmqpResults:
         if isinstance(meta.get("task_id"), str):
             task_id = meta["task_id"]
         if task_id is None:
-            _log.warn("a reply that names no task is dropped")
+            self._warnings.warn("a reply that names no task is dropped")
         else:
             self._receiver.state_changed(task_id, meta)
 

@@ -209,6 +209,9 @@ class _Subscription:
         self._channel = None
         self.user.interrupted(reason)
 
+    def renew(self) -> None:
+        """As `twistedcelery.transports.interface.Subscription.renew`."""
+
     def cancel(self) -> Deferred[None]:
         """As `twistedcelery.transports.interface.Subscription.cancel`."""
         self._all_of_them.pop(self, None)

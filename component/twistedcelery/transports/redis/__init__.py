@@ -42,14 +42,18 @@ class RedisTransport(Transport):
         kombu = setup.app.connection_for_write()
         reactor = setup.reactor
         publisher = RedisPublisher(reactor, setup.timeout, lambda ask: MessageWriter(kombu, ask))
-        return publisher.use(Connection(_brokers(kombu, reactor), publisher, reactor, backoff, open_link))
+        brokers = _brokers(kombu, reactor)
+        return publisher.use(
+            Connection(brokers, publisher, reactor, backoff, open_link, purpose="publishing")
+        )
 
     def subscriber(self, setup: Setup) -> RedisSubscriber:
         """Consume from ``broker_read_url``. Connects when it is used."""
         reactor = setup.reactor
         kombu = setup.app.connection_for_read()
         requests = Requests(reactor, setup.timeout)
-        requests.use(Connection(_brokers(kombu, reactor), requests, reactor, backoff, open_link))
+        brokers = _brokers(kombu, reactor)
+        requests.use(Connection(brokers, requests, reactor, backoff, open_link, purpose="bindings"))
 
         def make_intake(queue: Any, user: SubscriptionUser) -> Intake[Any]:
             # One of its own, which turns to the next of several brokers for this connection alone.
@@ -58,7 +62,10 @@ class RedisTransport(Transport):
             intake_class: type[Intake[Any]] = FanoutIntake if fanout else ListIntake
             intake = intake_class(reactor, queue, user, lambda: QueueReader(kombu, queue), requests)
             opener: Any = open_subscriber if fanout else open_link
-            return intake.use(Connection(_brokers(kombu, reactor), intake, reactor, backoff, opener))
+            brokers = _brokers(kombu, reactor)
+            return intake.use(
+                Connection(brokers, intake, reactor, backoff, opener, purpose="events and replies")
+            )
 
         pidbox = setup.app.control.mailbox.exchange.name
         return RedisSubscriber(requests, make_intake, lambda queue: QueueReader(kombu, queue), pidbox)
@@ -66,21 +73,25 @@ class RedisTransport(Transport):
     def results(self, setup: Setup, receiver: ReplyReceiver) -> RedisResults:
         """Follow the states in ``result_backend``. Connects when the first task is watched."""
         reactor = setup.reactor
-        backend = OfflineRedisBackend(setup.app)
+        backend = OfflineRedisBackend(setup.app, max_bytes=setup.max_reply_bytes)
         results = RedisResults(reactor, receiver, backend)
         servers = _result_servers(backend, reactor)
         subscriptions = Subscriptions(reactor, results)
-        subscriptions.use(Connection(servers, subscriptions, reactor, backoff, open_subscriber))
+        subscriptions.use(
+            Connection(servers, subscriptions, reactor, backoff, open_subscriber, purpose="results")
+        )
         requests = Requests(reactor, None)
-        requests.use(Connection(servers, requests, reactor, backoff, open_link))
+        requests.use(Connection(servers, requests, reactor, backoff, open_link, purpose="reading results"))
         return results.use(subscriptions, Reads(reactor, requests, results.found))
 
     def store(self, setup: Setup) -> RedisStore:
         """Ask ``result_backend``. Connects at the first question."""
         requests = Requests(setup.reactor, setup.timeout)
         servers = _result_servers(OfflineRedisBackend(setup.app), setup.reactor)
-        requests.use(Connection(servers, requests, setup.reactor, backoff, open_link))
-        return RedisStore(setup.app).use(requests)
+        requests.use(
+            Connection(servers, requests, setup.reactor, backoff, open_link, purpose="results by id")
+        )
+        return RedisStore(setup.app, setup.max_reply_bytes).use(requests)
 
 
 def _brokers(kombu: Any, reactor: Any) -> Servers:

@@ -77,6 +77,14 @@ class Intake(ABC, Generic[L]):
         self._left = left
         self._connection.start()
 
+    def renew(self) -> Deferred[None] | None:
+        """As `twistedcelery.transports.interface.Subscription.renew`: bindings may have been deleted."""
+        if self._reader is None:
+            return None
+        # Another reader: one declares a queue only once.
+        renewed: Deferred[Any] = self._requests.ask(self._make_reader().declare())
+        return renewed.addCallbacks(lambda _: None, _not_renewed)
+
     def cancel(self) -> Deferred[None]:
         """As `twistedcelery.transports.interface.Subscription.cancel`."""
         self._leave()
@@ -174,6 +182,11 @@ class Intake(ABC, Generic[L]):
         if self._refreshing is not None:
             self._refreshing.cancel()
             self._refreshing = None
+
+
+def _not_renewed(failure: Failure) -> Failure:
+    error = failure.value
+    return Failure(caused(PublishRejected(str(error)), error)) if isinstance(error, Refused) else failure
 
 
 class FanoutIntake(Intake[SubscriberLink]):

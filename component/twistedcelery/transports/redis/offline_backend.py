@@ -9,7 +9,7 @@ from celery.app.backends import by_url
 from celery.backends import base
 
 from twistedcelery.errors import ConfigurationError
-from twistedcelery.transports.decoding import ReplyDecoder
+from twistedcelery.transports.decoding import MAX_REPLY_BYTES, ReplyDecoder
 
 __all__ = ["OfflineRedisBackend"]
 
@@ -22,12 +22,13 @@ class OfflineRedisBackend:
 
     :param app: the Celery application
     :param client: takes the place of its redis-py client
+    :param max_bytes: what a state may have
     """
 
-    def __init__(self, app: Any, client: Any = None) -> None:
+    def __init__(self, app: Any, client: Any = None, max_bytes: int = MAX_REPLY_BYTES) -> None:
         self._app = app
         self._client = client
-        self._decoder = ReplyDecoder(app)
+        self._decoder = ReplyDecoder(app, max_bytes)
 
     @cached_property
     def celery(self) -> Any:

@@ -23,6 +23,7 @@ from twistedcelery.errors import (
     TwistedCeleryError,
 )
 from twistedcelery.transports.connection import Refused, caused
+from twistedcelery.transports.decoding import MAX_REPLY_BYTES
 from twistedcelery.transports.redis.link import Command
 from twistedcelery.transports.redis.offline_backend import OfflineRedisBackend
 from twistedcelery.transports.redis.recorded_client import RecordedClient, Tape
@@ -38,13 +39,15 @@ class RedisStore(BackendStore):
     """A `twistedcelery.transports.interface.ResultStore` on Celery's Redis result backend.
 
     :param app: the Celery application
+    :param max_bytes: what a state may have
     """
 
-    def __init__(self, app: Any) -> None:
+    def __init__(self, app: Any, max_bytes: int = MAX_REPLY_BYTES) -> None:
         super().__init__(app)
         self._replay = Replay(self._ask)
         # Each reply decides what follows.
-        self._backend = OfflineRedisBackend(self._view, RecordedClient(Tape(self._replay.step, None)))
+        client = RecordedClient(Tape(self._replay.step, None))
+        self._backend = OfflineRedisBackend(self._view, client, max_bytes)
         self._requests: Requests
 
     def use(self, requests: Requests) -> RedisStore:

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from kombu.messaging import Consumer
 from twisted.logger import Logger
 
+from twistedcelery._logging import RepeatedWarnings
 from twistedcelery.errors import BrokerUnavailable, PublishError, PublishRejected
 from twistedcelery.transports.interface import IncomingMessage
 from twistedcelery.transports.threads.backoff import Backoff
@@ -70,6 +71,7 @@ class QueueListener:
         self._is_amqp = False
         self._polling_interval: float | None = None
         self._backoff = Backoff(time.monotonic)
+        self._warnings = RepeatedWarnings(_log, time.monotonic)
         self._next_heartbeat = 0.0
         self._taken_in = 0
 
@@ -138,6 +140,7 @@ class QueueListener:
             self._failed(error)
             return self._backoff.remaining
         self._backoff.succeeded()
+        self._warnings.reset()
         for subscription in begun:
             # Redis subscribes with the first look for messages.
             self._has_consumed.add(subscription)
@@ -211,11 +214,9 @@ class QueueListener:
     def _failed(self, error: Exception) -> None:
         reason = connect_error(error, self._redactor)
         assert isinstance(reason, BrokerUnavailable)
-        _log.warn(
-            "no connection to the broker: {reason}; trying again in {delay:.1f} s",
-            reason=reason,
-            delay=self._backoff.failed(),
-        )
+        self._backoff.failed()
+        text = str(reason).rstrip(".")
+        self._warnings.warn(f"no connection for events and replies: {text}. The client keeps trying.")
         self._discard()
         for subscription in self._consumers:
             self._consumers[subscription] = None

@@ -91,6 +91,9 @@ class _Subscription:
         self._all_of_them = all_of_them
         self._cancelled = cancelled
 
+    def renew(self) -> None:
+        """As `twistedcelery.transports.interface.Subscription.renew`."""
+
     def cancel(self) -> Deferred[None]:
         """As `twistedcelery.transports.interface.Subscription.cancel`."""
         self._all_of_them.pop(self, None)

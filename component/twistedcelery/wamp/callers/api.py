@@ -142,6 +142,7 @@ class CallerApi:
             "in_flight": len(self._in_flight),
             "max_in_flight": self._config.max_in_flight,
             "scheduled": self._in_flight.scheduled,
+            "waiting_for_worker": self._in_flight.waiting_for_worker,
             "waiting": self._waiting.total(),
             "tasks": len(self._tasks),
             "totals": dict(self._in_flight.totals),

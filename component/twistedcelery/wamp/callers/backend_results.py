@@ -49,7 +49,7 @@ class BackendResults:
             if meta is None or meta["status"] not in _FAILURES:
                 self._not_answered(failure, task_id)
             elif meta["status"] == states.REVOKED:
-                raise self._errors.make("revoked", "the task was revoked", task_id=task_id)
+                raise self._errors.revoked(task_id, failure.value)
             else:
                 name = meta.get("name") or _named_in(failure)
                 raise self._errors.task_failed(failure, name, task_id, meta.get("traceback"))

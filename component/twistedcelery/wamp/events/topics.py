@@ -1,7 +1,11 @@
 """Publishes task events on WAMP topics.
 
-Each event goes to the topic of its task and kind, and to the topic of the one run. On the latter the
-router may retain it for late subscribers.
+Each event goes to the topic of its task and kind, and to the topic of the one run. On the latter
+the router retains it for late subscribers, if the configuration says so.
+
+Nothing is published that nobody has subscribed to. The router tells of a new subscription a moment after it
+has made it, and a client may subscribe and call at once. So what was not published within the last
+second is, when such a subscription turns out to be older than it.
 """
 
 from __future__ import annotations
@@ -16,11 +20,12 @@ from autobahn.wamp.types import PublishOptions
 from twisted.logger import Logger
 
 from twistedcelery.wamp.items import TooManyItems, check_items
+from twistedcelery.wamp.router.audience import Audience, Pattern
 from twistedcelery.wamp.uris import Uris, why_not_a_uri
 from twistedcelery.wamp.values import Unencodable, normalise
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from twistedcelery.wamp.config import Configuration
     from twistedcelery.wamp.event_kinds import EventKind
@@ -33,6 +38,10 @@ _VALUES = frozenset({"args", "kwargs", "result"})
 
 #: Final events that are kept while there is no session. The oldest are dropped first.
 _MAX_KEPT = 1000
+
+#: Events that nobody had subscribed to are kept so long, in seconds, and at most so many.
+_RECENT = 1.0
+_MAX_RECENT = 1000
 
 _log = Logger()
 
@@ -94,17 +103,29 @@ class EventPublisher:
 
     Without a session, final events wait for the next one. Others are dropped, since they would be out
     of date.
+
+    :param wall_clock: seconds since the epoch, by a clock that agrees with the router's
     """
 
-    def __init__(self, config: Configuration, uris: Uris) -> None:
+    def __init__(self, config: Configuration, uris: Uris, wall_clock: Callable[[], float]) -> None:
         self._config = config
         self._uris = uris
+        self._wall_clock = wall_clock
+        self._audience = Audience(uris.owns, self._subscribed)
+        #: What nobody had subscribed to: when it would have been published, and where.
+        self._recent: deque[tuple[float, str, TaskEvent]] = deque(maxlen=_MAX_RECENT)
         self._session: WampSession | None = None
         self._kept: deque[TaskEvent] = deque(maxlen=_MAX_KEPT)
+        if config.retain_events:
+            _log.warn(
+                "'retain_events' is on: the router keeps an event of each task, about 2 KB, until it stops"
+            )
 
     def attach(self, session: WampSession) -> None:
         """Publish over this session from now on, beginning with the events that were kept."""
         self._session = session
+        self._recent.clear()
+        self._audience.attach(session)
         kept = list(self._kept)
         self._kept.clear()
         for event in kept:
@@ -112,8 +133,13 @@ class EventPublisher:
 
     def detach(self, session: WampSession) -> None:
         """A session has ended. Does nothing if another has replaced it already."""
+        self._audience.detach(session)
         if self._session is session:
             self._session = None
+
+    def drain(self, session: WampSession) -> None:
+        """A session is about to leave. The router tells it nothing any more, so everything is published."""
+        self._audience.detach(session)
 
     def publish(self, event: TaskEvent, keep: bool = True) -> None:
         """Publish an event, if the configuration wants it and somebody may see it.
@@ -130,20 +156,42 @@ class EventPublisher:
             if keep and event.is_final:
                 self._kept.append(event)
             return
-        payload = _payload(event, self._config.max_items)
-        if payload is None:
-            return
-        topic = self._uris.event(event.task, event.kind.name)
-        self._send(self._session, topic, payload, event.caller, retain=False)
-        # The router keeps a restricted event beside the earlier ones, not in place of them.
-        retain = not only_caller or event.is_final
+        topics = {self._uris.event(event.task, event.kind.name): False}
         run_topic = self._uris.task_events(event.task_id)
         if run_topic is not None and not event.overtaken:
-            self._send(self._session, run_topic, payload, event.caller, retain=retain)
+            # The router keeps a restricted event beside the earlier ones, not in place of them.
+            topics[run_topic] = self._config.retain_events and (not only_caller or event.is_final)
+        for topic in [
+            topic for topic, retain in topics.items() if not retain and not self._audience.has(topic)
+        ]:
+            del topics[topic]
+            self._recent.append((self._wall_clock(), topic, event))
+        self._publish_on(self._session, topics, event)
+
+    def _publish_on(self, session: WampSession, topics: Mapping[str, bool], event: TaskEvent) -> None:
+        """Publish an event on topics, each with whether the router retains it there."""
+        payload = _payload(event, self._config.max_items) if topics else None
+        if payload is not None:
+            for topic, retain in topics.items():
+                self._send(session, topic, payload, event.caller, retain=retain)
+
+    def _subscribed(self, pattern: Pattern) -> None:
+        """Publish what somebody was to get who had subscribed already."""
+        if self._session is None:
+            return
+        recent = list(self._recent)
+        since = self._wall_clock() - _RECENT
+        for entry in recent:
+            at, topic, event = entry
+            if at < since:
+                self._recent.popleft()
+            elif at >= pattern.created and pattern.matches(topic):
+                self._recent.remove(entry)
+                self._publish_on(self._session, {topic: False}, event)
 
     def announce(self, topic: str, payload: Mapping[str, Any]) -> None:
         """Publish an event that is about no task. Without a session it is dropped."""
-        if self._session is None or not self._session.is_attached():
+        if self._session is None or not self._session.is_attached() or not self._audience.has(topic):
             return
         try:
             normal = normalise(payload)

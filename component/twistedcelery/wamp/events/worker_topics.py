@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from twisted.logger import Logger
+
 from twistedcelery.wamp.events.celery_events import time_of
 
 if TYPE_CHECKING:
@@ -35,8 +37,14 @@ _EVENTS = {"worker-online": "online", "worker-heartbeat": "heartbeat", "worker-o
 _FIELDS = ("pid", "freq", "active", "processed", "loadavg", "sw_ident", "sw_ver", "sw_sys")
 
 
+_log = Logger()
+
+
 class WorkerTopics:
-    """Publishes the events of workers, and that a worker is offline when it falls silent."""
+    """Publishes the events of workers, and that a worker is offline when it falls silent.
+
+    Logs the workers that come and go.
+    """
 
     def __init__(
         self, clock: Clock, wall_clock: Callable[[], float], events: EventPublisher, uris: Uris
@@ -75,13 +83,17 @@ class WorkerTopics:
             return
         fields = {name: event[name] for name in _FIELDS if event.get(name) is not None}
         if kind == "offline":
-            self._alive.pop(hostname, None)
+            if self._alive.pop(hostname, None) is not None:
+                self._log(hostname, "is offline: it left")
             self._silent.pop(hostname, None)
             fields["reason"] = "left"
         elif "active" in event:
             # Without it, the event answers the control command of the same name. Workers without
             # heartbeats answer too, and must not count as silent.
+            is_new = hostname not in self._alive
             self._alive[hostname] = self._patience(event.get("freq"))
+            if is_new:
+                self._log(hostname, "is online")
             if hostname in self._silent:
                 del self._silent[hostname]
                 if kind == "heartbeat":
@@ -101,10 +113,19 @@ class WorkerTopics:
             self._alive = {name: (now + silence, silence) for name, (_, silence) in self._alive.items()}
             return
         for hostname in [name for name, (until, _) in self._alive.items() if until <= now]:
-            del self._alive[hostname]
+            _, silence = self._alive.pop(hostname)
+            self._log(hostname, f"is offline: it was silent for {silence:g} s")
             if len(self._silent) < _MAX_SILENT:
                 self._silent[hostname] = None
             self._publish("offline", hostname, self._wall_clock(), {"reason": "silent"})
+
+    def _log(self, hostname: str, event: str) -> None:
+        _log.info(
+            "the worker {name!r:.255} {event}; {count} online",
+            name=hostname,
+            event=event,
+            count=len(self._alive),
+        )
 
     def _publish(self, kind: str, hostname: str, timestamp: float, fields: Mapping[str, Any]) -> None:
         payload = {"hostname": hostname, "timestamp": timestamp, **fields}

@@ -52,13 +52,13 @@ def run(*, url: str, realm: str, config: Path | None, settings: Sequence[tuple[s
     # The bridge has a trigger of its own, which lets its calls end.
     every.addSystemEventTrigger("before", "shutdown", runner.stop)
     every.callWhenRunning(runner.start)
-    _stop_at_signals(every)
+    _stop_at_signals(every, runner)
     every.run(installSignalHandlers=False)
     return 0
 
 
-def _stop_at_signals(reactor: Any) -> None:
-    """Stop at the first SIGINT or SIGTERM, which takes up to ``drain_timeout``, and ignore further ones.
+def _stop_at_signals(reactor: Any, runner: Runner) -> None:
+    """Stop at the first SIGINT or SIGTERM, which takes up to ``drain_timeout``, and at the second one leave.
 
     Twisted's own handlers raise an error at the second one.
     """
@@ -67,10 +67,17 @@ def _stop_at_signals(reactor: Any) -> None:
     def stop() -> None:
         nonlocal stopping
         if stopping:
-            _log.info("the bridge is stopping already, and waits for the calls in flight")
-        else:
-            stopping = True
-            reactor.stop()
+            runner.stop_draining()
+            return
+        stopping = True
+        count = runner.open_calls
+        if count:
+            _log.info(
+                "the bridge stops, and waits for {count} call{s} in flight. A second Ctrl-C leaves now.",
+                count=count,
+                s="" if count == 1 else "s",
+            )
+        reactor.stop()
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: reactor.callFromThread(stop))
@@ -80,6 +87,10 @@ def _log_to_stderr() -> None:
     # Their types do not declare the interfaces that they provide.
     observer: Any = textFileLogObserver(sys.stderr)
     level: Any = LogLevelFilterPredicate(defaultLogLevel=LogLevel.info)
+    # Autobahn logs several lines for each connection that fails or ends. The reason is in the bridge's own.
+    level.setLogLevelForNamespace("autobahn.twisted.websocket", LogLevel.critical)
+    level.setLogLevelForNamespace("twistedcelery.wamp.session.CeleryBridge", LogLevel.error)
+    level.setLogLevelForNamespace("twisted.internet.base", LogLevel.warn)
     filtered: Any = FilteringLogObserver(observer, [level])
     globalLogBeginner.beginLoggingTo([filtered], redirectStandardIO=False)
 

@@ -28,11 +28,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Runner"]
 
-#: Seconds for the TCP connection, and again for the WebSocket handshake.
+#: Seconds for the TCP connection.
 CONNECT_TIMEOUT = 10.0
 
+#: Seconds for the WebSocket handshake.
+HANDSHAKE_TIMEOUT = 5.0
+
 _WEBSOCKET_OPTIONS = {
-    "openHandshakeTimeout": CONNECT_TIMEOUT,
+    "openHandshakeTimeout": HANDSHAKE_TIMEOUT,
     # Crossbar's default, in both directions.
     "maxMessagePayloadSize": 16 * 1024 * 1024,
     "maxFramePayloadSize": 0,
@@ -58,6 +61,7 @@ class Runner:
         self._reactor = reactor
         self._url = url
         self._config = ComponentConfig(realm, dict(extra), runner=self)
+        self._session: CeleryBridge | None = None
         self._host, self._port, self._secure = _parse(url)
         self._client = ReconnectingClient(reactor, url, self._connect)
         self.ended: Deferred[None] = self._client.ended
@@ -69,6 +73,16 @@ class Runner:
     def stop(self) -> None:
         """Stop reconnecting. A session that has joined stays."""
         self._client.stop()
+
+    @property
+    def open_calls(self) -> int:
+        """The number of calls in progress."""
+        return 0 if self._session is None else self._session.open_calls
+
+    def stop_draining(self) -> None:
+        """Do not wait for the calls in progress any longer."""
+        if self._session is not None:
+            self._session.stop_draining()
 
     def _connect(self) -> Deferred[Any]:
         connecting: Deferred[Any] = self._endpoint().connect(self._factory())
@@ -95,10 +109,16 @@ class Runner:
         return wrapClientTLS(optionsForClientTLS(self._host), endpoint) if self._secure else endpoint
 
     def _make(self) -> CeleryBridge:
-        session = CeleryBridge(self._config, self._reactor)
-        session.on(  # type: ignore[no-untyped-call]  # it has no types
-            "join", lambda *_: self._client.joined(self._config.realm)
-        )
+        session = self._session = CeleryBridge(self._config, self._reactor)
+
+        def ready(_: object) -> None:
+            if session.is_serving:
+                self._client.joined(self._config.realm)
+
+        # This method has no types.
+        observe: Any = session.on
+        observe("ready", ready)
+        observe("leave", lambda *_: self._client.answered())
         return session
 
 
@@ -108,8 +128,17 @@ def _parse(url: str) -> tuple[str, int, bool]:
         parsed = parse_rawsocket_url(url) if url.startswith("rs") else parse_websocket_url(url)
     except Exception as error:
         # Autobahn raises plain Exceptions, too.
-        raise ConfigurationError(f"{url!r:.255} is no URL of a WAMP router: {error}") from error
+        if "@" in url:
+            # The error may show a part of a password.
+            raise ConfigurationError(f"{_shown(url)} is no URL of a WAMP router") from None
+        raise ConfigurationError(f"{_shown(url)} is no URL of a WAMP router: {error}") from error
     secure, host, port = parsed[:3]
     if host == "unix" or not isinstance(port, int):
-        raise ConfigurationError(f"{url!r:.255} is no URL of a WAMP router: Unix sockets are not supported")
+        raise ConfigurationError(f"{_shown(url)} is no URL of a WAMP router: Unix sockets are not supported")
     return host, port, secure
+
+
+def _shown(url: str) -> str:
+    """A URL for errors, without a user name and a password."""
+    scheme, separator, rest = url.partition("://")
+    return repr(f"{scheme}{separator}{rest.rpartition('@')[2]}")[:255]

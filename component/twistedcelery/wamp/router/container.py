@@ -55,9 +55,23 @@ class Component:
         # Crossbar observes every session that its factory makes. It is to learn of the first one's end only.
         session.off("disconnect")
 
+    def answered(self) -> None:
+        """The router has refused the session, which logs why."""
+        self._client.answered()
+
     def joined(self) -> None:
         """The router has accepted the session."""
         self._client.joined(self._session.config.realm)
+
+    def discard(self, session: ApplicationSession) -> bool:
+        """Leave a first session that turned out to be of no use to Crossbar.
+
+        :return: whether it was the first one
+        """
+        if session is not self._first:
+            return False
+        self._forget()
+        return True
 
     def closed(self, session: ApplicationSession) -> Deferred[None] | None:
         """A session's transport is closed.
@@ -84,6 +98,7 @@ class Component:
     def _forget(self) -> None:
         if self._trigger is not None:
             self._reactor.removeSystemEventTrigger(self._trigger)
+            self._trigger = None
         self._ended()
 
 

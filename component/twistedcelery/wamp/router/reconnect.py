@@ -9,6 +9,8 @@ from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
+from twistedcelery._logging import RepeatedWarnings
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -39,7 +41,8 @@ class ReconnectingClient:
         self._running: Deferred[None] | None = None
         self._stopped = False
         self._joined = False
-        self._logged: str | None = None
+        self._answered = False
+        self._warnings = RepeatedWarnings(_log, reactor.seconds)
 
     def start(self, delay: float = 0) -> None:
         """Connect. No failure ends the attempts.
@@ -56,9 +59,17 @@ class ReconnectingClient:
         if self._running is not None and not self._joined:
             self._running.cancel()
 
+    def answered(self) -> None:
+        """To be called when the router has refused the session of the current connection.
+
+        The session logs why.
+        """
+        self._answered = True
+
     def joined(self, realm: str | None) -> None:
         """To be called when the router has accepted the session of the current connection."""
         self._joined = True
+        self._warnings.reset()
         _log.info("joined {realm} at {router}", realm=realm, router=self._router)
 
     async def _run(self, delay: float) -> None:
@@ -76,31 +87,33 @@ class ReconnectingClient:
 
         :return: whether the router accepted the session
         """
-        joined = self._joined = False
+        joined = self._joined = self._answered = False
         try:
             protocol = await self._connect()
         except Exception as error:
-            # A name does not resolve, a port is closed: all kinds of errors, and all may pass. Each is
-            # logged once, not with each attempt.
-            reason = str(error) or type(error).__name__
-            if reason != self._logged and not self._stopped:
-                _log.warn(
-                    "no router at {router}: {reason}. The bridge keeps trying.",
-                    router=self._router,
-                    reason=reason,
-                )
-                self._logged = reason
+            # A name does not resolve, a port is closed: all kinds of errors, and all may pass.
+            self._warn(str(error) or type(error).__name__, "Is it running, and is that its address?")
             return False
-        self._logged = None
         closed: Deferred[None] = Deferred()
         protocol.is_closed.addBoth(lambda _: closed.callback(None))
         try:
             await closed
         finally:
             joined, self._joined = self._joined, False
+        # Autobahn's WebSocket protocol keeps the reason, in some cases only after it has reported the end.
+        if getattr(protocol, "wasNotCleanReason", "") is None:
+            await deferLater(self._reactor, 0)
+        reason = getattr(protocol, "wasNotCleanReason", None) or "the connection was closed"
         if joined and not self._stopped:
-            _log.warn("the connection to {router} is lost", router=self._router)
+            _log.warn("the connection to {router} is lost: {reason}", router=self._router, reason=reason)
+        elif not joined and not self._answered:
+            self._warn(reason, "Check the host, the port and the path of the URL.")
         return joined
+
+    def _warn(self, reason: str, advice: str) -> None:
+        if not self._stopped:
+            reason = reason.rstrip(".")
+            self._warnings.warn(f"no router at {self._router}: {reason}. {advice} The bridge keeps trying.")
 
 
 def _cancelled(failure: Failure) -> None:

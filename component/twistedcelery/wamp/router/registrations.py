@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from autobahn.wamp.exception import ApplicationError
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.logger import Logger
 
@@ -21,6 +22,9 @@ __all__ = ["Procedures", "Registrations"]
 
 #: Requests that wait for the router at once, so that ten thousand new tasks do not hold up everything else.
 MAX_REQUESTS = 100
+
+#: Procedures that a line in the log names.
+MAX_NAMES = 3
 
 _log = Logger()
 
@@ -68,7 +72,7 @@ class Procedures(Mapping[str, "Handler"]):
 class Registrations:
     """Registers and unregisters procedures in one session, as a bridge offers them or stops offering them.
 
-    A procedure that the router refuses is logged, and not tried again in this session.
+    Procedures that the router refuses are logged together, and not tried again in this session.
 
     :param invoke: WAMP's registration policy
     """
@@ -81,6 +85,10 @@ class Registrations:
         self._due: deque[str] = deque()
         self._registered: dict[str, Any] = {}
         self._refused: set[str] = set()
+        #: Of all refusals.
+        self._reasons: set[str] = set()
+        #: By reason: those to be logged.
+        self._unlogged: dict[str, list[str]] = {}
         #: URIs with a request on its way. Each is checked again after its answer.
         self._busy: set[str] = set()
         self._working = False
@@ -88,6 +96,14 @@ class Registrations:
 
     def __len__(self) -> int:
         return len(self._registered)
+
+    def __contains__(self, uri: object) -> bool:
+        return uri in self._registered
+
+    @property
+    def are_forbidden(self) -> bool:
+        """Whether the router has authorised none, so that the session is of no use."""
+        return not self._registered and self._reasons == {ApplicationError.NOT_AUTHORIZED}
 
     def start(self) -> Deferred[None]:
         """Register everything, and follow the changes.
@@ -120,6 +136,7 @@ class Registrations:
                 self._reconcile(uri)
         self._working = False
         if not self._busy:
+            self._log_refusals()
             self._idle.fire(None)
 
     def _reconcile(self, uri: str) -> None:
@@ -146,13 +163,27 @@ class Registrations:
     def _not_registered(self, failure: Failure, uri: str) -> None:
         # The others are registered all the same.
         self._refused.add(uri)
-        self._log_failure("{uri} could not be registered: {reason}", failure, uri)
+        reason = _reason(failure)
+        self._reasons.add(reason)
+        self._unlogged.setdefault(reason, []).append(uri)
 
     def _not_withdrawn(self, failure: Failure, uri: str) -> None:
-        self._log_failure("{uri} could not be unregistered: {reason}", failure, uri)
-
-    def _log_failure(self, text: str, failure: Failure, uri: str) -> None:
         # A lost session is logged elsewhere.
         if self._session.is_attached():
-            reason = getattr(failure.value, "error", type(failure.value).__name__)
-            _log.error(text, uri=uri, reason=reason)
+            _log.error("{uri} could not be unregistered: {reason}", uri=uri, reason=_reason(failure))
+
+    def _log_refusals(self) -> None:
+        refused, self._unlogged = self._unlogged, {}
+        # The session logs why it is of no use.
+        if self._session.is_attached() and not self.are_forbidden:
+            for reason, uris in refused.items():
+                more = f" and {len(uris) - MAX_NAMES} more" if len(uris) > MAX_NAMES else ""
+                _log.error(
+                    "{uris} could not be registered: {reason}",
+                    uris=", ".join(uris[:MAX_NAMES]) + more,
+                    reason=reason,
+                )
+
+
+def _reason(failure: Failure) -> str:
+    return str(getattr(failure.value, "error", type(failure.value).__name__))

@@ -51,19 +51,27 @@ class AnnouncedTasks:
         """The number of tasks."""
         return len(self._having)
 
-    def put(self, worker: str, tasks: Mapping[str, bool]) -> None:
-        """Replace a worker's tasks."""
+    def put(self, worker: str, tasks: Mapping[str, bool]) -> tuple[list[str], list[str]]:
+        """Replace a worker's tasks.
+
+        :return: the tasks that no worker had, and those that no worker has any more
+        """
         before = self._workers.get(worker, {})
         self._workers[worker] = tasks
         # Unchanged tasks cost little, so that workers may be asked often.
-        self._change(_difference(tasks, before), 1)
-        self._change(_difference(before, tasks), -1)
+        appeared = self._change(_difference(tasks, before), 1)
+        return appeared, self._change(_difference(before, tasks), -1)
 
-    def remove(self, worker: str) -> None:
-        """Remove a worker's tasks. An unknown worker is ignored."""
-        self._change(self._workers.pop(worker, {}), -1)
+    def remove(self, worker: str) -> list[str]:
+        """Remove a worker's tasks. An unknown worker is ignored.
 
-    def _change(self, tasks: Mapping[str, bool], by: int) -> None:
+        :return: the tasks that no worker has any more
+        """
+        return self._change(self._workers.pop(worker, {}), -1)
+
+    def _change(self, tasks: Mapping[str, bool], by: int) -> list[str]:
+        """Return the tasks that appeared or disappeared."""
+        crossed = []
         for name, ignores in tasks.items():
             before = self._state(name)
             _add(self._having, name, by)
@@ -72,6 +80,9 @@ class AnnouncedTasks:
             after = self._state(name)
             if after is not before:
                 self._changed(name, after)
+            if (before is None) is not (after is None):
+                crossed.append(name)
+        return crossed
 
     def _state(self, name: str) -> bool | None:
         having = self._having[name]

@@ -9,7 +9,7 @@ removed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +48,9 @@ FIRST_ASK_DELAY = 0.5
 
 #: Seconds until a worker that has not replied is asked again.
 NEXT_ASK_DELAY = 5.0
+
+#: Tasks that a line in the log names.
+MAX_NAMES = 3
 
 _log = Logger()
 
@@ -181,7 +184,7 @@ class Discovery:
                 continue
             worker = self._workers.setdefault(name, _Worker(0.0))
             worker.seen, worker.replied = self._clock.seconds(), True
-            self._tasks.put(name, tasks)
+            _log_changes(name, *self._tasks.put(name, tasks))
 
     def _answered(self, _: object) -> None:
         self._logged = None
@@ -230,4 +233,16 @@ class Discovery:
     def _forget(self, name: str) -> None:
         self._stay(name)
         del self._workers[name]
-        self._tasks.remove(name)
+        _log_changes(name, [], self._tasks.remove(name))
+
+
+def _log_changes(worker: str, appeared: Sequence[str], disappeared: Sequence[str]) -> None:
+    for names, text in ((appeared, "has new tasks"), (disappeared, "was the last one with these tasks")):
+        if names:
+            more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+            _log.info(
+                "the worker {worker!r:.255} {text}: {names}",
+                worker=worker,
+                text=text,
+                names=", ".join(f"{name!r:.255}" for name in sorted(names)[:MAX_NAMES]) + more,
+            )

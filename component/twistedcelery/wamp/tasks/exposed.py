@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
+import sys
+import sysconfig
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import celery
+import kombu
 from celery import Celery
 from celery.app.task import extract_exec_options
 from celery.app.utils import find_app
 
+import twistedcelery
+from twistedcelery import TwistedCelery
 from twistedcelery.errors import ConfigurationError
 from twistedcelery.wamp.uris import Uris, why_not_a_uri
 
@@ -23,6 +32,10 @@ if TYPE_CHECKING:
     from twistedcelery.wamp.config import Configuration
 
 __all__ = ["ExposedTask", "ExposedTasks", "load_application"]
+
+_FILES = (importlib.__file__, kombu.__file__, celery.__file__, twistedcelery.__file__)
+#: The folders of those who import an application: no line of theirs says what is wrong with it.
+_IMPORTERS = [str(Path(file).parent) for file in _FILES if file]
 
 
 @dataclass(frozen=True)
@@ -96,10 +109,12 @@ def load_application(name: str | None) -> Celery:
 
     :param name: as ``celery -A`` takes it; ``None``: one without tasks, which Celery configures from
         ``CELERY_BROKER_URL`` and ``CELERY_RESULT_BACKEND`` in the environment
-    :raise ConfigurationError: if it cannot be imported, or is something else
+    :raise ConfigurationError: if it cannot be imported, is something else, or has settings that cannot work
     """
     if name is None:
-        return Celery("twistedcelery", set_as_current=False)
+        app = Celery("twistedcelery", set_as_current=False)
+        TwistedCelery.check(app)
+        return app
     try:
         app = find_app(name)
         if isinstance(app, Celery):
@@ -109,14 +124,42 @@ def load_application(name: str | None) -> Celery:
         # Importing runs the user's code, which can raise anything.
         raise ConfigurationError(
             f"configuration key 'app': the Celery application {name!r:.80} cannot be imported: "
-            f"{type(error).__name__}: {error}"
+            f"{type(error).__name__}: {error}{_where(error)}"
         ) from error
     if not isinstance(app, Celery):
         raise ConfigurationError(
             f"configuration key 'app': found {name!r:.80}, which is a {type(app).__name__}; "
             "accepted is a Celery application, as `celery -A` takes it"
         )
+    TwistedCelery.check(app)
     return app
+
+
+def _where(error: Exception) -> str:
+    """Say which line failed, or in which folders a module was looked for."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f" ({error.filename}, line {error.lineno})"
+    libraries = [sysconfig.get_path(name) for name in ("stdlib", "purelib")]
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if Path(frame.filename).exists() and not _is_in(frame.filename, *_IMPORTERS)
+    ]
+    # The user's own line, where there is one, rather than that of a library that it called.
+    users = [frame for frame in frames if not _is_in(frame.filename, *libraries)]
+    for frame in (users or frames)[-1:]:
+        return f" ({frame.filename}, line {frame.lineno}: {frame.line})"
+    if not isinstance(error, ModuleNotFoundError):
+        return ""
+    # Python's own folders are no news.
+    folders = dict.fromkeys(str(Path(entry).resolve()) for entry in ("", *sys.path))
+    listed = [folder for folder in folders if not _is_in(folder, sys.prefix, sys.base_prefix)]
+    return f"; it was looked for in {', '.join(listed)}, and among the installed packages"
+
+
+def _is_in(path: str, *folders: str) -> bool:
+    own = Path(path).resolve()
+    return any(own.is_relative_to(Path(folder).resolve()) for folder in folders)
 
 
 class ExposedTasks(Mapping[str, ExposedTask]):

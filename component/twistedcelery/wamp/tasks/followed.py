@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from twistedcelery.wamp.events.merge import EventMergers
     from twistedcelery.wamp.invocation import Caller
 
-__all__ = ["UNDELIVERED", "FollowedTask"]
+__all__ = ["UNDELIVERED", "WAITING", "FollowedTask"]
 
 #: How a task ended, where nobody knows.
 UNDELIVERED = "undelivered"
@@ -168,12 +168,17 @@ class FollowedTask:
     def _failed(self, failure: Failure) -> None:
         error = failure.value
         meta = self._call.meta
-        if isinstance(error, CallCancelled) or (meta is not None and meta["status"] == states.REVOKED):
-            self._end(REVOKED, {})
-            answer = self._errors.make("revoked", "the task was revoked", task_id=self.task_id)
-        elif isinstance(error, TaskFailure) or (
+        # Also one of the library's errors may be what the task itself has raised.
+        is_tasks = isinstance(error, TaskFailure) or (
             meta is not None and (meta["result"] is error or not isinstance(error, TwistedCeleryError))
-        ):
+        )
+        if meta is not None and meta["status"] == states.REVOKED:
+            self._end(REVOKED, {})
+            answer = self._errors.revoked(self.task_id, error)
+        elif isinstance(error, CallCancelled) and not is_tasks:
+            self._end(REVOKED, {})
+            answer = self._errors.revoked(self.task_id)
+        elif is_tasks:
             self._end(FAILED, self._describe_failure(error))
             answer = self._task_failed(failure)
         else:

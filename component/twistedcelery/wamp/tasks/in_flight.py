@@ -17,11 +17,13 @@ from twistedcelery.wamp.options import (
     parse_options,
     times,
 )
-from twistedcelery.wamp.tasks.followed import FollowedTask
+from twistedcelery.wamp.tasks.followed import WAITING, FollowedTask
 from twistedcelery.wamp.tasks.slots import Slots
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+
+    from autobahn.wamp.exception import ApplicationError
 
     from twistedcelery import TwistedCelery
     from twistedcelery.wamp.context import Context
@@ -61,6 +63,11 @@ class InFlight:
         """How many of them wait for their ETA."""
         return len(self._slots.scheduled)
 
+    @property
+    def waiting_for_worker(self) -> int:
+        """How many of them wait since no worker consumes their queue."""
+        return sum(followed.state == WAITING for followed, _ in self._tasks.values())
+
     def find(self, task_id: str) -> FollowedTask | None:
         """The task with this id, if it is in flight."""
         found = self._tasks.get(task_id)
@@ -84,7 +91,6 @@ class InFlight:
         :param options: ``celery_options`` as they came
         :raise ApplicationError: if nothing was sent
         """
-        # Before anything is looked at: a refusal must cost next to nothing.
         self._admit(caller, is_scheduled(options))
         config = self._config
         try:
@@ -114,11 +120,23 @@ class InFlight:
         self._admit(caller, is_scheduled(options))
         return self._start(task, args, kwargs, options, caller)
 
-    def _admit(self, caller: Caller, scheduled: bool) -> None:
+    def refusal(self, caller: Caller, scheduled: bool = False) -> ApplicationError | None:
+        """The error of a task that cannot be sent now, since there are too many; ``None``: there is room.
+
+        It is cheap, and takes no more than who calls: a flood must cost next to nothing.
+
+        :param scheduled: whether the task waits for its ETA, which takes room of another kind as well
+        """
         refusal = self._slots.why_not(caller, scheduled)
-        if refusal is not None:
-            self.totals["overloaded"] += 1
-            raise self._errors.make("overloaded", refusal)
+        if refusal is None:
+            return None
+        self.totals["overloaded"] += 1
+        return self._errors.make("overloaded", refusal)
+
+    def _admit(self, caller: Caller, scheduled: bool) -> None:
+        error = self.refusal(caller, scheduled)
+        if error is not None:
+            raise error
 
     def _times(self, options: Mapping[str, Any]) -> tuple[float, float | None]:
         return times(options, self._context.wall_clock(), self._context.timezone)

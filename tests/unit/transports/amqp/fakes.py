@@ -237,9 +237,8 @@ class Network:
 
     def connection(self, user: ConnectionUser, backoff: Callable[[int], float] | None = None) -> Connection:
         """A connection over this network; it waits 1, 2, 3 ... seconds after failures."""
-        return Connection(
-            self.brokers, user, self.clock, backoff or (lambda failures: failures + 1.0), opener=self.open
-        )
+        backoff = backoff or (lambda failures: failures + 1.0)
+        return Connection(self.brokers, user, self.clock, backoff, self.open, purpose="tests")
 
     def accept(self, link: FakeLink | None = None) -> FakeLink:
         """The latest attempt succeeds."""

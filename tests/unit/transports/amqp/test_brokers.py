@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import ssl
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -108,8 +109,68 @@ def test_a_password_may_be_a_function():
 def test_parameters():
     """The handshake's other parameters."""
     assert brokers("amqp://host.example", heartbeat=7.5).current().parameters == AmqpParameters(
-        userid="guest", password="guest", virtual_host="/", heartbeat=7, name="twistedcelery"
+        userid="guest",
+        password="guest",
+        virtual_host="/",
+        heartbeat=7,
+        client_properties={"connection_name": "twistedcelery"},
     )
+
+
+@pytest.mark.parametrize(
+    ("options", "parameters"),
+    [
+        ({"heartbeat": 3}, {"heartbeat": 3}),
+        ({"heartbeat": 0}, {"heartbeat": 0}),
+        ({"userid": "me", "password": "pw"}, {"userid": "me", "password": "pw"}),
+        ({"virtual_host": "v"}, {"virtual_host": "v"}),
+        ({"login_method": "EXTERNAL"}, {"external": True}),
+        ({"channel_max": 100, "frame_max": 8192}, {"limits": {"channel_max": 100, "frame_max": 8192}}),
+        (
+            {"client_properties": {"connection_name": "web-1", "tier": "front"}},
+            {"client_properties": {"connection_name": "web-1", "tier": "front"}},
+        ),
+        (
+            {"client_properties": {"tier": "front"}},
+            {"client_properties": {"connection_name": "twistedcelery", "tier": "front"}},
+        ),
+        # They have no meaning here.
+        ({"confirm_publish": True, "read_timeout": 1, "write_timeout": 1, "max_retries": 3}, {}),
+    ],
+)
+def test_transport_options(options, parameters):
+    """``broker_transport_options`` come before other settings, as with kombu."""
+    plain = current("amqp://host.example").parameters
+    found = current("amqp://host.example", broker_transport_options=options).parameters
+    assert found == replace(plain, **parameters)
+
+
+def test_the_time_for_an_attempt_in_the_options():
+    """``connect_timeout`` comes before ``broker_connection_timeout``."""
+    tried = brokers(
+        "amqp://host.example",
+        broker_connection_timeout=9,
+        broker_transport_options={"connect_timeout": 2},
+    )
+    assert tried.connect_timeout == 2
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"broker_login_method": "AMQPLAIN"},
+        {"broker_login_method": "GSSAPI"},
+        {"broker_login_method": "anything"},
+        {"broker_transport_options": {"login_method": "AMQPLAIN"}},
+        {"broker_transport_options": {"login_response": b"x"}},
+        {"broker_transport_options": {"authentication": [object()]}},
+        {"broker_transport_options": {"on_blocked": print}},
+    ],
+)
+def test_options_that_cannot_be_obeyed(settings):
+    """They are refused, with the transport that obeys them."""
+    with pytest.raises(ConfigurationError, match="threads"):
+        brokers("amqp://host.example", **settings)
 
 
 @pytest.mark.parametrize(("setting", "seconds"), [({}, 4.0), ({"broker_connection_timeout": 9}, 9.0)])

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.logger import formatEvent, globalLogPublisher
 
 from tests.unit.transports.amqp.fakes import FakeLink, Network, outcomes_of
 from twistedcelery.errors import BrokerAccessRefused, BrokerUnavailable, ConfigurationError
@@ -40,6 +41,15 @@ class User:
     def connection_lost(self, reason: BrokerUnavailable) -> None:
         self.told.append("lost")
         self.reasons.append(reason)
+
+
+class LogRecorder:
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def __call__(self, event: Any) -> None:
+        if str(event.get("log_namespace", "")).startswith("twistedcelery."):
+            self.lines.append(str(formatEvent(event)))
 
 
 class Scene:
@@ -155,6 +165,28 @@ def test_back_off(scene):
         assert scene.connection.state is State.CONNECTING
     assert [broker for broker, _ in scene.network.attempts] == [0, 1, 2, 0, 1]
     assert scene.user.told == ["lost"] * 4
+
+
+def test_what_is_logged(scene):
+    """A failure is logged once a minute, with what the connection is for, and again after it was up."""
+    observer: Any = LogRecorder()
+    globalLogPublisher.addObserver(observer)
+    try:
+        scene.connection.start()
+        for delay in range(1, 12):
+            scene.network.refuse(BrokerUnavailable("refused."))
+            scene.advance(delay)
+        scene.network.accept()
+        scene.user.preparing[-1].callback(None)
+        scene.link.lose()
+    finally:
+        globalLogPublisher.removeObserver(observer)
+    refused = [f"no connection for tests: amqp://{n}: refused. The client keeps trying." for n in range(3)]
+    # Three brokers in 66 s.
+    assert observer.lines[:3] == refused
+    assert observer.lines[-2].startswith("connected for tests to amqp://")
+    assert observer.lines[-1].startswith("no connection for tests: amqp://")
+    assert len(observer.lines) < 10
 
 
 def test_a_failover_list_is_tried_as_a_whole(scene):

@@ -601,6 +601,30 @@ def test_what_was_sent_and_not_confirmed_is_unconfirmed(scene):
     assert scene.written() == []
 
 
+@pytest.mark.parametrize("end", [None, "close"])
+def test_thousands_of_unconfirmed_messages_fail_over_several_turns(scene, end):
+    """A lost link does not hold up the reactor; closing ends them all at once."""
+    scene.up()
+    failed: list[str] = []
+    for task_id in "abcdefghij":
+
+        def fail(_: Any, task_id: str = task_id) -> None:
+            failed.append(task_id)
+            scene.now += 0.001
+
+        scene.publisher.publish(message(task_id)).addErrback(fail)
+    scene.lose()
+    assert failed == list("abcd")
+    if end == "close":
+        scene.publisher.close()
+        assert scene.network.clock.getDelayedCalls() == []
+    else:
+        turn(scene)
+        assert failed == list("abcdefgh")
+        turn(scene)
+    assert failed == list("abcdefghij")
+
+
 def test_what_may_be_sent_twice_is(scene):
     """With leave it goes out again, first, in its old order, under the same id."""
     scene = Scene(max_unconfirmed=2).up()

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from twisted.internet.defer import Deferred
+from twisted.logger import LogLevel, capturedLogs
 
 from tests.support.transport import bare_app
 from tests.unit.transports.amqp.fakes import FakeChannel, FakeLink, Network, outcomes_of, refused
@@ -59,7 +60,10 @@ class Scene:
         self.network = Network()
         self.receiver = Receiver()
         decoder = ReplyDecoder(bare_app(**settings))
-        self.results = AmqpResults(self.network.clock, self.receiver, decoder, "replies-1", quorum)
+        self.now = 0.0
+        self.results = AmqpResults(
+            self.network.clock, self.receiver, decoder, "replies-1", quorum, clock=lambda: self.now
+        )
         self.connection = self.network.connection(self.results)
         self.results.use(self.connection)
         self.links: list[FakeLink] = []
@@ -185,6 +189,40 @@ def test_tasks_wait_until_the_queue_is_consumed(scene):
     assert outcomes == [None]
 
 
+@pytest.mark.parametrize("end", [None, "lost", "closed"])
+def test_thousands_of_tasks_are_let_go_over_several_turns(scene, end):
+    """In order, with those that come meanwhile last; when the link ends, the rest waits or fails."""
+    order: list[str] = []
+
+    def begin(task_id: str) -> list[Any]:
+        watching = scene.results.watch(task_id)
+        assert watching is not None
+
+        def published(_: None) -> None:
+            order.append(task_id)
+            scene.now += 0.001
+            if task_id == "3":
+                # The connection is up; they were first.
+                late.extend(begin("late") or [None])
+
+        return outcomes_of(watching.addCallback(published))
+
+    late: list[Any] = []
+    outcomes = [begin(str(n)) for n in range(10)]
+    scene.links.append(scene.network.accept())
+    assert order == ["0", "1", "2", "3"]
+    if end == "lost":
+        scene.link.lose()
+        scene.come_back()
+    if end == "closed":
+        scene.results.close()
+        assert [type(each[0]) for each in outcomes[4:]] == [Disconnected] * 6
+        scene.link.lose()
+    scene.advance(0)
+    assert order == ([*"0123"] if end == "closed" else [*"0123456789", "late"])
+    assert scene.network.clock.getDelayedCalls() == []
+
+
 def test_waiting_ends_when_it_is_cancelled(scene):
     """The error says what it waited for: the reason of the last failure, where there is one."""
     first = scene.results.watch("a")
@@ -302,6 +340,24 @@ def test_a_reply_that_is_nobodys(scene):
     scene.deliver(correlation_id=None, task_id=None)
     scene.deliver(correlation_id=None, body=b"nonsense")
     assert (scene.receiver.states, scene.receiver.failures) == ([], [])
+
+
+def test_a_flood_of_replies_that_are_nobodys(scene):
+    """They are two lines in the log, one for each kind, and a minute later a count."""
+    scene.up()
+    with capturedLogs() as events:
+        for tag in range(1, 1001):
+            scene.deliver(tag, correlation_id=None, task_id=None)
+            scene.deliver(tag, correlation_id=None, body=b"\x80 %d" % tag)
+            scene.deliver(tag, correlation_id=f"unknown-{tag}", body=b"nonsense")
+        scene.advance(60)
+        scene.deliver(1001, correlation_id=None, task_id=None)
+    lines = [event["text"] for event in events if event["log_level"] is not LogLevel.debug]
+    assert [line.partition(":")[0] for line in lines] == [
+        "a reply that names no task is dropped",
+        "a reply without a correlation id is dropped",
+        "a reply that names no task is dropped (and 999 more since the last such line)",
+    ]
 
 
 @pytest.mark.parametrize(
