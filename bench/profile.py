@@ -24,7 +24,7 @@ from tests.support.process import python_program
 __all__ = ["main"]
 
 #: Samples a second.
-_RATE = 500
+_RATE = 200
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
