@@ -560,14 +560,21 @@ async def test_disconnect_leaves_nothing_behind(broker_url, client, worker):
         connection.default_channel.queue_declare(queue, passive=True)
 
 
+@pytest.fixture
+def own_vhost(rabbitmq):
+    """A virtual host with no other test's queues, and no worker's."""
+    with rabbitmq.vhost() as url:
+        yield url
+
+
 @pytest.mark.parametrize("protocol", [1, 2])
 @pytest.mark.parametrize("settings", [{}, {"result_persistent": True}, {"task_default_queue_type": "quorum"}])
 @pytest_twisted.ensureDeferred
 async def test_disconnect_at_any_moment_deletes_the_reply_queue(
-    rabbitmq, broker_url, new_client, protocol, settings
+    rabbitmq, own_vhost, new_client, protocol, settings
 ):
     """From the first call on, through the handshakes and declarations, to well after them."""
-    app = create_app(broker_url, "rpc://", task_protocol=protocol, **settings)
+    app = create_app(own_vhost, "rpc://", task_protocol=protocol, **settings)
     for milliseconds in [*range(0, 32, 2), 60]:
         tx_app = new_client(app)
         call = tx_app.send_task("taskapp.add", args=(1, 2))
@@ -578,7 +585,7 @@ async def test_disconnect_at_any_moment_deletes_the_reply_queue(
         stream.ready.addErrback(lambda failure: failure.trap(twistedcelery.TwistedCeleryError))
         await task.deferLater(reactor, milliseconds / 1000)
         await tx_app.disconnect()
-    assert await deferToThread(rabbitmq.queues, broker_url.rpartition("/")[2]) <= {"celery"}
+    assert await deferToThread(rabbitmq.queues, own_vhost.rpartition("/")[2]) <= {"celery"}
 
 
 @pytest_twisted.ensureDeferred
