@@ -60,7 +60,8 @@ async def test_a_retry_is_progress_too(router, bridge, client):
 @pytest_twisted.ensureDeferred
 async def test_many_calls_at_once(router, bridge, client):
     """Each of many calls in flight gets its own answer."""
-    running, caller = await bridge(router.url), await client(router.url)
+    running = await bridge(router.url, max_in_flight_per_caller=300)
+    caller = await client(router.url)
     uri = running.uri("taskapp.add")
     sums = await gatherResults([caller.call(uri, number, 1) for number in range(300)], consumeErrors=True)
     assert sums == [number + 1 for number in range(300)]
@@ -233,7 +234,8 @@ async def test_calls_that_are_refused(args, kwargs, error, router, bridge, clien
 @pytest_twisted.ensureDeferred
 async def test_results_that_wamp_cannot_carry(kind, says, router, bridge, client):
     """The caller is told, and other calls in flight are not disturbed."""
-    running, caller = await bridge(router.url), await client(router.url, "cbor")
+    running = await bridge(router.url, max_reply_bytes=2**26)
+    caller = await client(router.url, "cbor")
     other = caller.call(running.uri("taskapp.sleep"), 0.2)
     error = await refusal(caller.call(running.uri("taskapp.odd"), kind))
     assert error.error == running.uri("error.result_unencodable")
