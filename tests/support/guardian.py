@@ -97,6 +97,8 @@ def main(owner: int, report: Path, command: list[str]) -> int:
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGCHLD, lambda _signal, _frame: None)
 
+    # A shell ignores it for what it runs in the background, and so would the command.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     pid = subprocess.Popen(command, start_new_session=True, stdin=subprocess.DEVNULL).pid
     facts: dict[str, object] = {"guardian": os.getpid(), "pid": pid}
     _write(report, facts)

@@ -91,7 +91,7 @@ class Bridge:
         self._reactor = reactor
         self._client = client
         self._session: WampSession | None = None
-        self._events = EventPublisher(config, self.uris, wall_clock)
+        self._events = EventPublisher(config, self.uris, reactor, wall_clock)
         ids = TaskIds(realm, config.prefix)
         context = Context(config, reactor, wall_clock, app.timezone, self.uris, self.errors, ids)
         mergers = EventMergers(reactor, wall_clock, self._events.publish)

@@ -134,7 +134,7 @@ async def test_sleeping(trial, start):
     assert trial.counts.results == trial.counts.calls
 
 
-@fault("Redis has no memory left", short=Size(seconds=2, rate=50), long=Size(seconds=10, rate=50))
+@fault("Redis has no memory left", short=None, long=Size(seconds=10, rate=50))
 @pytest_twisted.ensureDeferred
 async def test_out_of_memory(trial, start):
     """Calls that Redis refuses fail with its words; those whose results it refuses are told as lost."""

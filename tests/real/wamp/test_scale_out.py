@@ -75,6 +75,7 @@ async def test_one_of_two_is_killed_under_load(app, router, bridge_process, clie
         "prefix": "scaled",
         "events": True,
         "allow_options": ["queue"],
+        "max_in_flight_per_caller": 500,
         "triggers": [{"topic": TOPIC, "task": "taskapp.touch"}],
     }
     processes = [bridge_process(router.url, **extra) for _ in range(2)]

@@ -217,11 +217,13 @@ def test_a_subscriber_who_calls_at_once(setup, router, created, late):
 
 def test_what_is_long_over_is_not_published(setup, router):
     """A second is long."""
-    one = setup(events=True)
+    one = setup(events=True, max_in_flight_age=None)
     publish(one, router)
     one.call("app.add", 1, 2)
     one.last.mark_published()
     one.clock.advance(2)
+    assert not one.bridge._events._recent
+    assert not one.clock.getDelayedCalls()
     router.create(1, "celery.", "prefix")
     assert not one.session.published
 

@@ -27,6 +27,7 @@ from twistedcelery.wamp.values import Unencodable, normalise
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from twistedcelery._types import Clock, Timer
     from twistedcelery.wamp.config import Configuration
     from twistedcelery.wamp.event_kinds import EventKind
     from twistedcelery.wamp.interfaces import WampSession
@@ -104,16 +105,21 @@ class EventPublisher:
     Without a session, final events wait for the next one. Others are dropped, since they would be out
     of date.
 
+    :param clock: for ``callLater``
     :param wall_clock: seconds since the epoch, by a clock that agrees with the router's
     """
 
-    def __init__(self, config: Configuration, uris: Uris, wall_clock: Callable[[], float]) -> None:
+    def __init__(
+        self, config: Configuration, uris: Uris, clock: Clock, wall_clock: Callable[[], float]
+    ) -> None:
         self._config = config
         self._uris = uris
+        self._clock = clock
         self._wall_clock = wall_clock
         self._audience = Audience(uris.owns, self._subscribed)
         #: What nobody had subscribed to: when it would have been published, and where.
         self._recent: deque[tuple[float, str, TaskEvent]] = deque(maxlen=_MAX_RECENT)
+        self._forgetting: Timer | None = None
         self._session: WampSession | None = None
         self._kept: deque[TaskEvent] = deque(maxlen=_MAX_KEPT)
         if config.retain_events:
@@ -166,6 +172,8 @@ class EventPublisher:
         ]:
             del topics[topic]
             self._recent.append((self._wall_clock(), topic, event))
+            if self._forgetting is None:
+                self._forgetting = self._clock.callLater(_RECENT, self._forget)
         self._publish_on(self._session, topics, event)
 
     def _publish_on(self, session: WampSession, topics: Mapping[str, bool], event: TaskEvent) -> None:
@@ -180,14 +188,22 @@ class EventPublisher:
         if self._session is None:
             return
         recent = list(self._recent)
-        since = self._wall_clock() - _RECENT
-        for entry in recent:
-            at, topic, event = entry
-            if at < since:
-                self._recent.popleft()
-            elif at >= pattern.created and pattern.matches(topic):
-                self._recent.remove(entry)
+        self._recent.clear()
+        since = max(pattern.created, self._wall_clock() - _RECENT)
+        for at, topic, event in recent:
+            if at >= since and pattern.matches(topic):
                 self._publish_on(self._session, {topic: False}, event)
+            else:
+                self._recent.append((at, topic, event))
+
+    def _forget(self) -> None:
+        """Keep nothing for long: a result may be large."""
+        self._forgetting = None
+        since = self._wall_clock() - _RECENT
+        while self._recent and self._recent[0][0] <= since:
+            self._recent.popleft()
+        if self._recent:
+            self._forgetting = self._clock.callLater(_RECENT, self._forget)
 
     def announce(self, topic: str, payload: Mapping[str, Any]) -> None:
         """Publish an event that is about no task. Without a session it is dropped."""
