@@ -28,6 +28,7 @@ class Measurement:
     :ivar cpu: seconds of user and system time by process
     :ivar errors: calls that failed, or gave another value than they should
     :ivar memory: bytes resident at the end, by process; for the client the most it had
+    :ivar memory_before: the same before the first call that is measured, of the other processes
     :ivar figures: what a single contender measures besides
     """
 
@@ -36,6 +37,7 @@ class Measurement:
     cpu: Mapping[str, float]
     errors: int = 0
     memory: Mapping[str, int] = field(default_factory=dict)
+    memory_before: Mapping[str, int] = field(default_factory=dict)
     figures: Mapping[str, float] = field(default_factory=dict)
 
     def cpu_per_call(self, process: str = CLIENT) -> float:
@@ -55,6 +57,7 @@ class Stopwatch:
         self._calls = workload.calls
         # Looking for children takes long, so it is done before the start, and not again.
         self._trees = {name: [pid, *descendants(pid)] for name, pid in workload.processes.items()}
+        self._memory_before = self._memory()
         self._cpu = self._all_cpu()
         self._started = time.perf_counter()
 
@@ -67,9 +70,13 @@ class Stopwatch:
 
     def measurement(self, errors: int, **figures: float) -> Measurement:
         """What passed until it was stopped."""
-        sizes = {name: sum(map(memory, tree)) for name, tree in self._trees.items()}
-        sizes[CLIENT] = _peak_memory()
-        return Measurement(self._calls, self._elapsed, self._used, errors, sizes, figures)
+        sizes = {**self._memory(), CLIENT: _peak_memory()}
+        return Measurement(
+            self._calls, self._elapsed, self._used, errors, sizes, self._memory_before, figures
+        )
+
+    def _memory(self) -> dict[str, int]:
+        return {name: sum(map(memory, tree)) for name, tree in self._trees.items()}
 
     def _all_cpu(self) -> dict[str, float]:
         return {

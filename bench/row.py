@@ -11,8 +11,20 @@ from bench.measurement import CLIENT, Measurement
 from bench.servers import Scene
 
 __all__ = [
-    "Family", "Figure", "Result", "Round", "Row", "cpu", "difference", "figure", "rate", "ratio", "total",
-]  # fmt: skip
+    "Family",
+    "Figure",
+    "Result",
+    "Round",
+    "Row",
+    "cpu",
+    "difference",
+    "elapsed",
+    "figure",
+    "growth",
+    "rate",
+    "ratio",
+    "total",
+]
 
 #: One run of each contender, by name.
 Round = Mapping[str, Measurement]
@@ -33,6 +45,16 @@ def rate(contender: str) -> Figure:
 def figure(contender: str, name: str) -> Figure:
     """What the contender measured besides."""
     return lambda measured: measured[contender].figures[name]
+
+
+def elapsed(contender: str) -> Figure:
+    """Seconds."""
+    return lambda measured: measured[contender].elapsed
+
+
+def growth(contender: str, process: str) -> Figure:
+    """The memory of a process after the calls, as a part of what it was before."""
+    return lambda measured: measured[contender].memory[process] / measured[contender].memory_before[process]
 
 
 def ratio(part: Figure, whole: Figure) -> Figure:

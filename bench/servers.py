@@ -45,7 +45,8 @@ class Scene:
     :ivar broker: ``"amqp"`` or ``"redis"``
     :ivar backend: ``"rpc"`` or ``"redis"``
     :ivar worker: ``"stub"``, which answers at once; ``"solo"``, Celery's with ``--pool=solo``
-    :ivar bridges: how many there are; with none there is no router either
+    :ivar router: whether there is a router; with a bridge or an echo there is in any case
+    :ivar bridges: how many there are
     :ivar bridge: the bridges' configuration, over the bench's own
     :ivar echo: whether there is a callee that answers at once, too
     :ivar flower: whether there is Flower
@@ -54,6 +55,7 @@ class Scene:
     broker: str = "amqp"
     backend: str = "rpc"
     worker: str = "stub"
+    router: bool = False
     bridges: int = 0
     bridge: Mapping[str, Any] = field(default_factory=dict, hash=False)
     echo: bool = False
@@ -114,7 +116,7 @@ class Servers:
             run = _Programs(stack, directory, broker, backend)
             processes["worker"] = run.stub() if scene.worker == "stub" else run.solo()
             router = ""
-            if scene.bridges or scene.echo:
+            if scene.router or scene.bridges or scene.echo:
                 node = run.router()
                 processes["router"], router = node.process.pid, node.url
             for index in range(scene.bridges):

@@ -1,7 +1,7 @@
 """The table of rows, each family of them in a module."""
 
 from bench.row import Family
-from bench.rows import bridge, calls, flower, growth, lateness, solo
+from bench.rows import bridge, calls, flower, growth, lateness, progress, router, scaling, solo, start
 
 __all__ = ["FAMILIES"]
 
@@ -13,4 +13,8 @@ FAMILIES: tuple[Family, ...] = (
     *flower.FAMILIES,
     *growth.FAMILIES,
     *lateness.FAMILIES,
+    *router.FAMILIES,
+    *progress.FAMILIES,
+    *start.FAMILIES,
+    *scaling.FAMILIES,
 )

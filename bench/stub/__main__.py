@@ -5,28 +5,31 @@ from __future__ import annotations
 import json
 import sys
 
+from bench.stub.progress import Reporter
 from bench.stub.rabbitmq import RabbitMQReplies, RabbitMQTasks
 from bench.stub.redis import RedisReplies, RedisTasks
+from bench.stub.results import result
 
 
 def main(broker: str, backend: str) -> None:
     """Answer tasks until the process is ended."""
     tasks = RabbitMQTasks(broker) if broker.startswith("amqp") else RedisTasks(broker)
-    replies = RabbitMQReplies(broker) if backend.startswith("rpc") else RedisReplies(backend)
+
+    def replies() -> RabbitMQReplies | RedisReplies:
+        return RabbitMQReplies(broker) if backend.startswith("rpc") else RedisReplies(backend)
+
+    # Its threads have a connection of their own.
+    answers_at_once, reporter = replies(), Reporter(replies())
     print("ready", flush=True)
     while True:
         answers = []
         for task_id, reply_to, body in tasks.receive():
-            (x, y), _, _ = json.loads(body)
-            result = {
-                "task_id": task_id,
-                "status": "SUCCESS",
-                "result": x + y,
-                "traceback": None,
-                "children": [],
-            }
-            answers.append((task_id, reply_to, json.dumps(result).encode()))
-        replies.send(answers)
+            args, kwargs, _ = json.loads(body)
+            if "delay" in kwargs:
+                reporter.begin(task_id, reply_to, **kwargs)
+            else:
+                answers.append((task_id, reply_to, result(task_id, "SUCCESS", sum(args))))
+        answers_at_once.send(answers)
 
 
 if __name__ == "__main__":
