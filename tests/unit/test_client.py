@@ -12,7 +12,8 @@ import weakref
 from typing import Any
 
 import pytest
-from celery import Celery
+from celery import Celery, Task
+from celery.signals import before_task_publish
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorCore
 from twisted.internet.task import Clock
@@ -34,6 +35,10 @@ from twistedcelery.errors import (
     PublishUnconfirmed,
     ReplyUndecodable,
 )
+
+
+def nothing() -> None:
+    """What a task does here."""
 
 
 def revoked_ids(transport: FakeTransport) -> list[str]:
@@ -511,6 +516,49 @@ def test_a_burst_is_spread_over_turns(transport):
     assert message.task_id == later.task_id
     assert json.loads(message.body)[0] == [[2]]
     assert message.headers["list"] == [2]
+
+
+@pytest.mark.parametrize("observer", ["signal", "send_task", "apply_async"])
+def test_what_is_around_a_call_is_seen(transport, monkeypatch, observer):
+    """Who looks at each message as it is made sees what was there at the call, in a burst too."""
+    around: list[int] = []
+    seen: list[int] = []
+
+    def observe(*_args: Any, **_arguments: Any) -> None:
+        seen.extend(around)
+
+    def observed(function: Any) -> Any:
+        def wrapper(*args: Any, **options: Any) -> Any:
+            observe()
+            return function(*args, **options)
+
+        return wrapper
+
+    app = bare_app()
+    app.task(nothing, name="tasks.add", shared=False)
+    app.finalize()
+    if observer == "signal":
+        before_task_publish.connect(observe)
+    else:
+        owner = Celery if observer == "send_task" else Task
+        monkeypatch.setattr(owner, observer, observed(getattr(owner, observer)))
+    client = transport.client(app)
+    pacer_of(client)._budget = 0
+    calls = []
+    try:
+        for number in range(3):
+            around.append(number)
+            if observer == "apply_async":
+                calls.append(client.task(app.tasks["tasks.add"]).delay())
+            else:
+                calls.append(client.send_task("tasks.add"))
+            around.clear()
+    finally:
+        before_task_publish.disconnect(observe)
+    assert seen == [0, 1, 2]
+    client.disconnect()
+    for call in calls:
+        error_of(call, Disconnected)
 
 
 def test_arguments_that_cannot_be_copied_are_sent_at_once(transport):

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from copy import copy
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import celery.app.task
 import celery.exceptions
 import kombu.exceptions
 from amqp import Message
@@ -22,7 +23,7 @@ from kombu.messaging import Producer
 
 from twistedcelery.encoding.app_view import view_of
 from twistedcelery.encoding.message import Encoded, OutgoingMessage
-from twistedcelery.encoding.templates import Templates
+from twistedcelery.encoding.templates import Templates, is_from
 from twistedcelery.errors import EncodeError, InvalidCall, QueueNotFound, TwistedCeleryError, did_you_mean
 
 if TYPE_CHECKING:
@@ -67,6 +68,16 @@ class Encoder:
             for name, parameter in inspect.signature(type(app).send_task).parameters.items()
             if parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
         ][4:]
+
+    def is_observed(self, task: Any = None) -> bool:
+        """Whether somebody else's code sees each message being made, and may look at what is around the call:
+        a handler of the publish signals, or an instrumentation of ``send_task`` or ``apply_async``.
+
+        :param task: whose ``apply_async`` is called, if it is
+        """
+        return self._templates.is_observed() or not (
+            task is None or is_from(celery.app.task, type(task).apply_async)
+        )
 
     def options(self, positional: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Any]:
         """Name the options that were passed by position, as the installed Celery orders them.

@@ -33,7 +33,7 @@ from twistedcelery.encoding.message import Form, OutgoingMessage
 if TYPE_CHECKING:
     from celery import Celery
 
-__all__ = ["Learned", "Templates"]
+__all__ = ["Learned", "Templates", "is_from"]
 
 #: Options whose value goes into the message as it is, or chooses its address.
 _PLAIN_OPTIONS = frozenset(
@@ -143,6 +143,11 @@ class Templates:
             given += (option, value, cls)
         return name, registered, *given
 
+    def is_observed(self) -> bool:
+        """Whether a handler of the publish signals or an instrumentation of ``send_task`` sees each call."""
+        own = is_from(celery.app.base, type(self._view).send_task)
+        return not own or any(signal.receivers for signal in _SIGNALS)
+
     def _is_usual(self) -> bool:
         """Whether nothing has a part in the message but Celery, the name, the arguments and the options."""
         for signal in _SIGNALS:
@@ -242,11 +247,11 @@ class _Origin:
             and type(amqp.router) is celery.app.routes.Router
             and all(type(route) is celery.app.routes.MapRoute for route in amqp.router.routes)
             and not conf.task_always_eager
-            and _is_from(celery.app.base, self._send_task)
-            and _is_from(celery.app.amqp, self._send_task_message)
-            and _is_from(celery.app.amqp, getattr(amqp.create_task_message, "__func__", None))
-            and _is_from(kombu.messaging, self._publish)
-            and _is_from(kombu.utils.json, registry._encoders["json"].encoder)  # noqa: SLF001  # has no accessor
+            and is_from(celery.app.base, self._send_task)
+            and is_from(celery.app.amqp, self._send_task_message)
+            and is_from(celery.app.amqp, getattr(amqp.create_task_message, "__func__", None))
+            and is_from(kombu.messaging, self._publish)
+            and is_from(kombu.utils.json, registry._encoders["json"].encoder)  # noqa: SLF001  # has no accessor
         )
 
     def is_unchanged(self) -> bool:
@@ -313,8 +318,8 @@ def _is_simple(values: Sequence[Any]) -> bool:
     return True
 
 
-def _is_from(module: ModuleType, function: Any) -> bool:
-    """Whether a function is the one of a module, and no wrapper around it."""
+def is_from(module: ModuleType, function: Any) -> bool:
+    """Whether a function is written in a module, and no wrapper around one that is."""
     code = getattr(function, "__code__", None)
     return code is not None and code.co_filename == module.__file__
 
