@@ -23,7 +23,14 @@ from kombu.messaging import Producer
 from twistedcelery.encoding.app_view import view_of
 from twistedcelery.encoding.message import Encoded, OutgoingMessage
 from twistedcelery.encoding.templates import Templates
-from twistedcelery.errors import EncodeError, InvalidCall, QueueNotFound, TwistedCeleryError, did_you_mean
+from twistedcelery.errors import (
+    CallRefused,
+    EncodeError,
+    InvalidCall,
+    QueueNotFound,
+    TwistedCeleryError,
+    did_you_mean,
+)
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -197,10 +204,11 @@ class _Sent:
 
 
 @contextmanager
-def translated(what: str) -> Iterator[None]:
+def translated(what: str, *, own_way: bool = False) -> Iterator[None]:
     """Celery's refusals as errors of this package.
 
     :param what: was to be encoded
+    :param own_way: whether a task's own ``apply_async`` encodes it, which may refuse by any exception
     """
     try:
         yield
@@ -213,6 +221,9 @@ def translated(what: str) -> Iterator[None]:
             f"{what}: {error.args[0]}; task_create_missing_queues is off, so that none is made"
         ) from error
     except Exception as error:
+        # A TypeError is what Celery raises for arguments that the task does not take.
+        if own_way and not isinstance(error, TypeError):
+            raise CallRefused(f"{what}: its apply_async raised {type(error).__name__}: {error}") from error
         raise InvalidCall(f"{what}: {error}") from error
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from types import ModuleType, NoneType
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 import celery.app.amqp
@@ -28,6 +28,7 @@ import kombu.utils.json
 from celery import signals
 from celery.utils.saferepr import saferepr
 
+from twistedcelery.encoding.app_view import is_from
 from twistedcelery.encoding.message import Form, OutgoingMessage
 
 if TYPE_CHECKING:
@@ -242,11 +243,11 @@ class _Origin:
             and type(amqp.router) is celery.app.routes.Router
             and all(type(route) is celery.app.routes.MapRoute for route in amqp.router.routes)
             and not conf.task_always_eager
-            and _is_from(celery.app.base, self._send_task)
-            and _is_from(celery.app.amqp, self._send_task_message)
-            and _is_from(celery.app.amqp, getattr(amqp.create_task_message, "__func__", None))
-            and _is_from(kombu.messaging, self._publish)
-            and _is_from(kombu.utils.json, registry._encoders["json"].encoder)  # noqa: SLF001  # has no accessor
+            and is_from(celery.app.base, self._send_task)
+            and is_from(celery.app.amqp, self._send_task_message)
+            and is_from(celery.app.amqp, getattr(amqp.create_task_message, "__func__", None))
+            and is_from(kombu.messaging, self._publish)
+            and is_from(kombu.utils.json, registry._encoders["json"].encoder)  # noqa: SLF001  # has no accessor
         )
 
     def is_unchanged(self) -> bool:
@@ -311,12 +312,6 @@ def _is_simple(values: Sequence[Any]) -> bool:
         elif cls is not bool and value is not None:
             return False
     return True
-
-
-def _is_from(module: ModuleType, function: Any) -> bool:
-    """Whether a function is the one of a module, and no wrapper around it."""
-    code = getattr(function, "__code__", None)
-    return code is not None and code.co_filename == module.__file__
 
 
 def _is_alike(one: OutgoingMessage, other: OutgoingMessage) -> bool:
