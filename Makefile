@@ -13,6 +13,11 @@ BROKER ?=
 BACKEND ?=
 # make demo PORT=8081
 PORT ?=
+# make bench ROWS=redis,bridge ROUNDS=5 CALLS=2000, and make profile ROW=redis-celery
+ROWS ?=
+ROUNDS ?=
+CALLS ?=
+ROW ?=
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -69,8 +74,13 @@ features: .venv/.dev parts ## Try what brokers and result backends can do, and w
 	$(BIN)/python -m pytest tests/real/test_features.py --write-features
 
 .PHONY: bench
-bench: .venv/.dev parts ## Compare with Celery's own client, over a RabbitMQ of its own
-	$(BIN)/python -m bench
+bench: .venv/.bench parts ## Compare with other clients, and write docs/performance.md; ROWS=redis,bridge ROUNDS= CALLS=
+	$(BIN)/python -m bench \
+		$(if $(ROWS),--rows '$(ROWS)') $(if $(ROUNDS),--rounds '$(ROUNDS)') $(if $(CALLS),--calls '$(CALLS)')
+
+.PHONY: profile
+profile: .venv/.bench parts ## Profile what a row of the bench measures, for speedscope.app: ROW=redis-celery
+	$(BIN)/python -m bench.profile '$(ROW)' $(if $(CALLS),--calls '$(CALLS)')
 
 # Debian packages that the tests use: installed as root, otherwise their absence is mentioned.
 .PHONY: parts
@@ -114,6 +124,10 @@ clean: ## Remove all that the targets installed or produced
 .venv/.dev: .venv/.pip constraints.txt pyproject.toml
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[crossbar,redis,dev]'
 	@touch .venv/.demo $@
+
+.venv/.bench: .venv/.dev bench/requirements.txt
+	$(PIP) install --quiet --constraint constraints.txt --requirement bench/requirements.txt
+	@touch $@
 
 # What the tests install must not be installed by a Node.js that is too old for it.
 tests/node/node_modules/.installed: .venv/.dev

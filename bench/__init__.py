@@ -1,1 +1,1 @@
-"""What a call costs beside Celery's own client: ``make bench``, or ``python -m bench --help``."""
+"""What a call costs beside other clients and the wire: ``make bench``, ``python -m bench --help``."""

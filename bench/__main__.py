@@ -1,56 +1,68 @@
-"""The command: measure, print the table, and fail where the cost is above the limit."""
+"""The command: measure, print the table with its verdicts, and write the page of a whole run."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-from bench.client import BASELINE, CLIENTS, SUBJECT
-from bench.comparison import Comparison
-from bench.servers import ServerMissing, servers
-from bench.workload import Workload
+from bench.row import Family
+from bench.rows import FAMILIES
+from bench.runner import run
+from bench.table import text_table
 
-#: Exit status: a ratio above the limit, and a machine that cannot run the comparison.
-TOO_COSTLY, CANNOT_RUN = 1, 2
+#: Exit status: a row that must reach something and did not, and a machine that cannot run the bench.
+MISSED, CANNOT_RUN = 1, 2
+
+#: What a run of all rows writes.
+PAGE = Path("docs/performance.md")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the comparison.
+    """Run the bench.
 
     :return: the exit status
     """
     options = _parser().parse_args(arguments)
-    comparison = Comparison(CLIENTS, BASELINE)
-    try:
-        with servers() as broker:
-            workload = Workload(broker, options.calls)
-            for number in range(1, options.rounds + 1):
-                comparison = comparison.with_round({client: client.measure(workload) for client in CLIENTS})
-                print(f"round {number} of {options.rounds}: {comparison.last_round()}", flush=True)
-    except ServerMissing as missing:
-        print(missing, file=sys.stderr)
+    families = chosen(options.rows)
+    measured = run(families, options.rounds, options.calls, lambda line: print(line, flush=True))
+    results = [result for one in measured for result in one.results]
+    print("\n" + text_table(results))
+    if not any(result.values for result in results):
         return CANNOT_RUN
-    print(f"\nOne worker with --pool=solo, {options.calls} calls in flight over AMQP and rpc://.")
-    print(f"Medians of {options.rounds} rounds; CPU is the calling process's, user and system.\n")
-    print(comparison.table())
-    ratio = comparison.ratio(SUBJECT)
-    if ratio > options.max_ratio:
-        print(f"\n{SUBJECT.title} takes {ratio:.2f} of Celery's own CPU; {options.max_ratio:.2f} is allowed")
-        return TOO_COSTLY
-    return 0
+    page = options.page or (None if options.rows else PAGE)
+    if page is not None:
+        from bench.page import write_page
+
+        write_page(measured, options.rounds, page)
+        print(f"\nwritten: {page}")
+    return MISSED if any(result.failed for result in results) else 0
+
+
+def chosen(names: str) -> tuple[Family, ...]:
+    """The families that are named, or have a row that is named; all of them unless there is a name.
+
+    :param names: of families and rows, with commas
+    :raises SystemExit: for a name that nothing has
+    """
+    wanted = {name for name in names.split(",") if name}
+    known = {name for family in FAMILIES for name in (family.name, *(row.name for row in family.rows))}
+    if unknown := wanted - known:
+        sys.exit(f"no such rows: {', '.join(sorted(unknown))}. There are: {', '.join(sorted(known))}")
+    if not wanted:
+        return FAMILIES
+    return tuple(family for family in FAMILIES if wanted & {family.name, *(row.name for row in family.rows)})
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--calls", type=_positive, default=2000, help="calls in flight at once (%(default)s)")
-    parser.add_argument("--rounds", type=_positive, default=5, help="runs of each client (%(default)s)")
     parser.add_argument(
-        "--max-ratio",
-        type=float,
-        default=0.35,
-        help="the part of Celery's own CPU per call that send_task may take (%(default)s)",
+        "--rows", default="", metavar="NAME,NAME", help="rows, or families of them; all unless given"
     )
+    parser.add_argument("--page", type=Path, help=f"what to write; {PAGE}, if all rows are run")
+    parser.add_argument("--calls", type=_positive, help="instead of each family's own number")
+    parser.add_argument("--rounds", type=_positive, default=5, help="runs of each contender (%(default)s)")
     return parser
 
 

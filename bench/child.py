@@ -1,6 +1,6 @@
-"""The program that `bench.client.Client.measure` runs: ``python -m bench.child MODULE WORKLOAD``.
+"""The program that `bench.contender.Contender.measure` runs: ``python -m bench.child MODULE WORKLOAD``.
 
-WORKLOAD is a JSON object with the fields of `Workload`; a `Measurement` is printed the same way.
+WORKLOAD is a JSON object with the fields of `Workload`. The last line that is printed is a `Measurement`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,6 @@ from importlib import import_module
 from bench.workload import Workload
 
 if __name__ == "__main__":
-    # Only the client under test is imported: what others need must not show in its numbers.
-    client = import_module(f"bench.clients.{sys.argv[1]}")
-    print(json.dumps(asdict(client.run(Workload(**json.loads(sys.argv[2]))))))
+    # Only the contender is imported: what others need must not show in its numbers.
+    contender = import_module(f"bench.clients.{sys.argv[1]}")
+    print(json.dumps(asdict(contender.run(Workload(**json.loads(sys.argv[2]))))))

@@ -1,1 +1,1 @@
-"""One module for each client; see `bench.client.Client`."""
+"""One module for each contender; see `bench.contender.Contender`."""

@@ -217,6 +217,11 @@ class RabbitMQNode:
         )
         self._server = Process([str(server)], directory=directory, name="rabbitmq", env=env, owner=owner)
 
+    @property
+    def pid(self) -> int:
+        """The process id of the server; it has children."""
+        return self._server.pid
+
     def start(self) -> None:
         """Start it, on the same ports and data as before, and wait until it takes connections."""
         if not self._port_mapper.running:

@@ -34,6 +34,7 @@ from twistedcelery.errors import ReplyNotAccepted, ReplyTooLarge, ReplyUndecodab
 __all__ = [
     "FINAL_STATES",
     "MAX_REPLY_BYTES",
+    "MAX_UNEXPECTED_BYTES",
     "FailureBackend",
     "ReplyDecoder",
     "Undecodable",
@@ -54,6 +55,10 @@ _decompressed: Callable[[Any], Any] = getattr(base, "decompress_payload", lambda
 
 #: What a reply may have in bytes, also decompressed, unless the client is told another limit.
 MAX_REPLY_BYTES = 256 * 1024 * 1024
+
+#: What a compressed reply that no call waits for may have when it is decompressed. It may have cost its
+#: sender a thousandth of that: 50 KB that become 50 MB would keep the reactor busy for half a second.
+MAX_UNEXPECTED_BYTES = 1024 * 1024
 
 #: What a stored value may add to the text of an error, in characters.
 _MAX_TEXT = 1024
@@ -224,10 +229,18 @@ class ReplyDecoder:
         return seconds
 
     def decode(
-        self, body: bytes, content_type: str | None, content_encoding: str | None, headers: Mapping[str, Any]
+        self,
+        body: bytes,
+        content_type: str | None,
+        content_encoding: str | None,
+        headers: Mapping[str, Any],
+        *,
+        is_expected: bool = True,
     ) -> dict[str, Any]:
         """Decode one reply.
 
+        :param is_expected: whether a call waits for it. Then a compressed one may have ``max_bytes``, and
+            otherwise `MAX_UNEXPECTED_BYTES`.
         :return: the result meta, with exceptions rebuilt as ``AsyncResult.get()`` would see them
         :raises ReplyNotAccepted: for a content type that the application does not accept
         :raises ReplyTooLarge: for a reply past the limit, which is not decoded
@@ -239,7 +252,8 @@ class ReplyDecoder:
             )
         compression = headers.get("compression")
         if compression is not None:
-            body = self._decompress(body, compression)
+            limit = self._max_bytes if is_expected else min(self._max_bytes, MAX_UNEXPECTED_BYTES)
+            body = _decompress(body, compression, limit)
         try:
             with limited_recursion():
                 meta = _tolerant(
@@ -267,18 +281,19 @@ class ReplyDecoder:
         decoded: dict[str, Any] = self._backend.meta_from_decoded(meta)
         return decoded
 
-    def _decompress(self, body: bytes, compression: Any) -> bytes:
-        # A header can be anything that AMQP has, also what no dictionary takes as a key.
-        make = _DECOMPRESSORS.get(compression) if isinstance(compression, str) else None
-        if make is None:
-            raise ReplyUndecodable(f"the reply is compressed with {compression!r}, which is not supported")
-        try:
-            opened = make().decompress(body, self._max_bytes + 1)
-        except Exception as error:
-            raise ReplyUndecodable(f"the reply is not valid {compression!r}: {error}") from error
-        if len(opened) > self._max_bytes:
-            raise ReplyTooLarge(f"the reply would decompress to more than {self._max_bytes} bytes, its limit")
-        return opened
+
+def _decompress(body: bytes, compression: Any, max_bytes: int) -> bytes:
+    # A header can be anything that AMQP has, also what no dictionary takes as a key.
+    make = _DECOMPRESSORS.get(compression) if isinstance(compression, str) else None
+    if make is None:
+        raise ReplyUndecodable(f"the reply is compressed with {compression!r}, which is not supported")
+    try:
+        opened = make().decompress(body, max_bytes + 1)
+    except Exception as error:
+        raise ReplyUndecodable(f"the reply is not valid {compression!r}: {error}") from error
+    if len(opened) > max_bytes:
+        raise ReplyTooLarge(f"the reply would decompress to more than {max_bytes} bytes, its limit")
+    return opened
 
 
 def outcome_of(meta: Mapping[str, Any]) -> Any:

@@ -72,6 +72,7 @@ class Configuration:
     :ivar max_expires: seconds after which a caller may let a task expire; ``None``: any
     :ivar expires: for patterns of task names, in order, the seconds after which a task expires, and the
         longest that its callers may choose
+    :ivar max_call_bytes: bytes of a call
     :ivar max_items: items that the arguments of a call, its result or a progress meta may have in all
     :ivar max_reply_bytes: bytes of a worker's reply
     :ivar drain_timeout: seconds for the calls in flight to end when the bridge stops
@@ -105,6 +106,7 @@ class Configuration:
     max_countdown: float | None = 900.0
     max_expires: float | None = 86400.0
     expires: tuple[tuple[str, float | None], ...] = ()
+    max_call_bytes: int = 4 * 1024 * 1024
     max_items: int = 20_000
     max_reply_bytes: int = 16 * 1024 * 1024
     drain_timeout: float = 10.0
@@ -305,6 +307,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "max_countdown": _seconds_or_none,
     "max_expires": _seconds_or_none,
     "expires": _expires,
+    "max_call_bytes": _count,
     "max_items": _count,
     "max_reply_bytes": _count,
     "drain_timeout": _seconds,

@@ -16,6 +16,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from twistedcelery._deferreds import fork
+from twistedcelery._logging import CountedWarnings
 from twistedcelery.errors import ConfigurationError
 from twistedcelery.wamp.bridge import Bridge, bridge_for, check
 from twistedcelery.wamp.invocation import DETAILS, KEYWORDS, Caller, OpenInvocations
@@ -89,6 +90,7 @@ class CeleryBridge(ApplicationSession):
         self._component: Component | None = None
         self._topics: BridgeTopics | None = None
         self._joined = False
+        self._warnings = CountedWarnings(_log, reactor.seconds)
         #: What to undo before leaving.
         self._subscribed: list[Any] = []
         self._provided: dict[int, Any] = {}
@@ -118,7 +120,7 @@ class CeleryBridge(ApplicationSession):
             self._give_up(f"the bridge cannot start: {error}")
             return
         self._open = OpenInvocations(self._bridge.errors, self)
-        keep_session(self.transport, self._unreadable)
+        keep_session(self.transport, self._unreadable, self._bridge.config.max_call_bytes)
         credentials = Credentials.from_environment(os.environ)
         if credentials is None:
             self.join(self.config.realm)
@@ -255,10 +257,10 @@ class CeleryBridge(ApplicationSession):
 
     def _unreadable(self, message: Unreadable) -> None:
         if self._bridge is None or message.kind != Invocation.MESSAGE_TYPE:
-            _log.warn("an event is dropped: {reason}", reason=message.reason)
+            self._warnings.warn("an event is dropped", message.reason)
             return
         error = self._bridge.errors.make(
-            "invalid_arguments", f"the bridge cannot decode the call: {message.reason}"
+            "invalid_arguments", f"the bridge did not decode the call: {message.reason}"
         )
         transport: Any = self.transport
         transport.send(Error(Invocation.MESSAGE_TYPE, message.number, error.error, args=list(error.args)))

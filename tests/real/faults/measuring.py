@@ -43,6 +43,7 @@ KEPT = {
     "StateCache._holders": "weak references to calls that somebody else holds",
     "Deadlines._heap": "an entry that was settled stays until its time is up",
     "EndedTasks._ended": "tasks that have ended, a bounded number of them",
+    "EventPublisher._recent": "the last events, at most 1,000, and until the next subscriber comes",
     "ForeignTasks._known": "tasks of other clients, a bounded number of them",
 }
 

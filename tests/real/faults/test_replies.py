@@ -66,7 +66,7 @@ def send(url, queue, replies, count, seconds):
         began = time.monotonic()
         for number, message in enumerate(islice(messages(replies), count)):
             channel.basic_publish(message, routing_key=queue)
-            if number % 100 == 0:
+            if number % max(1, count // 100) == 0:
                 time.sleep(max(0.0, began + number * seconds / count - time.monotonic()))
         # The broker answers on a channel in order.
         channel.queue_declare(queue, passive=True)

@@ -110,7 +110,7 @@ async def test_what_a_worker_cannot_decode(router, bridge, client):
 
 @pytest.mark.parametrize(
     "value",
-    [[1] * 1_000_000, {str(number): 0 for number in range(100_000)}, [[]] * 1_000_000],
+    [[1] * 5_000_000, {str(number): 0 for number in range(100_000)}, [[]] * 1_000_000],
     ids=["integers", "keys", "lists"],
 )
 @pytest_twisted.ensureDeferred

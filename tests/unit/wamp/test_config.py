@@ -31,6 +31,7 @@ def test_the_defaults():
         max_countdown=900.0,
         max_expires=86400.0,
         expires=(),
+        max_call_bytes=2**22,
         max_items=20_000,
         max_reply_bytes=2**24,
         drain_timeout=10.0,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 
 import pytest
 from autobahn.wamp.exception import ProtocolError
@@ -18,6 +19,8 @@ SERIALIZERS = [
 ]
 KINDS = (Invocation.MESSAGE_TYPE, Event.MESSAGE_TYPE)
 
+MAX_BYTES = 10_000
+
 #: One for each length that a serialisation has for integers.
 NUMBERS = (5, 100, 1000, 2**17, 2**40)
 
@@ -28,7 +31,7 @@ class Transport:
     def __init__(self, serializer):
         self._serializer = type(serializer)(batched=serializer._serializer._batched)
         self.unreadable = []
-        keep_session(self, self.unreadable.append)
+        keep_session(self, self.unreadable.append, MAX_BYTES)
         self.unserialize = self._serializer.unserialize
 
 
@@ -77,6 +80,45 @@ def test_messages_that_are_the_routers_own(serializer):
         with pytest.raises(ProtocolError):
             transport.unserialize(bad)
     assert transport.unreadable == []
+
+
+@pytest.mark.parametrize("serializer", SERIALIZERS, ids=lambda serializer: serializer.SERIALIZER_ID)
+def test_messages_that_are_too_large(serializer, monkeypatch):
+    """A peer's is not decoded; the router's own messages may be of any size."""
+    transport = Transport(serializer)
+    data = "x" * MAX_BYTES
+    (result,) = transport.unserialize(encoded(Result(5, args=[data]), serializer))
+    assert result.args == [data]
+    (small,) = transport.unserialize(encoded(Invocation(6, 2, args=[data[:9_000]]), serializer))
+    assert small.request == 6
+    monkeypatch.setattr(type(transport._serializer._serializer), "unserialize", None)
+    large = encoded(Invocation(7, 2, args=[data]), serializer)
+    assert transport.unserialize(large) == []
+    ((_, number, reason),) = transport.unreadable
+    assert number == 7
+    assert reason.startswith("it has 100")
+    assert reason.endswith(" bytes; max_call_bytes allows 10000")
+
+
+def test_the_garbage_collector():
+    """It rests while a large message is decoded, and goes on afterwards, whatever happens."""
+    serializer = MsgPackSerializer()
+    transport = Transport(serializer)
+    seen = []
+    decode = transport._serializer._serializer.unserialize
+
+    def watched(payload):
+        seen.append(gc.isenabled())
+        return decode(payload)
+
+    transport._serializer._serializer.unserialize = watched
+    for size in (10, 100_000):
+        transport.unserialize(encoded(Result(5, args=["x" * size]), serializer))
+        assert gc.isenabled()
+    assert seen == [True, False]
+    with pytest.raises(ProtocolError):
+        transport.unserialize(b"\xff" * 100_000)
+    assert gc.isenabled()
 
 
 def test_nesting_that_cbor_does_not_read():

@@ -233,7 +233,11 @@ class AmqpResults:
         task_id = delivery.correlation_id
         try:
             meta = self._decoder.decode(
-                delivery.body, delivery.content_type, delivery.content_encoding, delivery.headers
+                delivery.body,
+                delivery.content_type,
+                delivery.content_encoding,
+                delivery.headers,
+                is_expected=task_id in self._watched,
             )
         except ResultError as error:
             if task_id is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ from twistedcelery.errors import (
     BrokerUnavailable,
     Disconnected,
     ReplyNotAccepted,
+    ReplyTooLarge,
     ReplyUndecodable,
     ResultError,
 )
@@ -32,7 +34,7 @@ from twistedcelery.transports.amqp.results import (
     AmqpResults,
 )
 from twistedcelery.transports.connection import CLOSE_TIMEOUT, State
-from twistedcelery.transports.decoding import ReplyDecoder
+from twistedcelery.transports.decoding import MAX_UNEXPECTED_BYTES, ReplyDecoder
 
 
 class Receiver:
@@ -358,6 +360,21 @@ def test_a_flood_of_replies_that_are_nobodys(scene):
         "a reply without a correlation id is dropped",
         "a reply that names no task is dropped (and 999 more since the last such line)",
     ]
+
+
+def test_a_compressed_reply_that_no_call_waits_for(scene):
+    """It is not opened further than a little: anybody can send a thousandth of what it becomes."""
+    scene.up()
+    scene.results.watch("id-1")
+    large = json.dumps({"status": "SUCCESS", "result": "x" * 2 * MAX_UNEXPECTED_BYTES}).encode()
+    bomb = {"body": zlib.compress(large), "headers": {"compression": "application/x-gzip"}}
+    scene.deliver(1, correlation_id="nobodys", **bomb)
+    ((task_id, error),) = scene.receiver.failures
+    assert (task_id, type(error)) == ("nobodys", ReplyTooLarge)
+    scene.deliver(2, correlation_id="id-1", **bomb)
+    assert [each for each, _ in scene.receiver.states] == ["id-1"]
+    scene.advance(ACK_DELAY)
+    assert scene.channel.acked == [2]
 
 
 @pytest.mark.parametrize(
