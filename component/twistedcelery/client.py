@@ -15,6 +15,7 @@ from twistedcelery.calls.dispatcher import Dispatcher, Pacer
 from twistedcelery.calls.doubts import Doubts
 from twistedcelery.calls.lost import LostCalls
 from twistedcelery.calls.task import TwistedTask
+from twistedcelery.encoding.app_view import sends_its_own_way
 from twistedcelery.errors import Disconnected, InvalidCall
 from twistedcelery.results.backend import ResultBackend
 from twistedcelery.results.pending import PendingResults
@@ -110,6 +111,14 @@ class TwistedCelery:
         """
         check_settings(app)
 
+    @staticmethod
+    def sends_its_own_way(task: Task) -> bool:
+        """Whether a task's class, or a patch of it, overrides ``apply_async`` or ``shadow_name``.
+
+        `send_task` passes that by, as Celery's does; `task` uses it.
+        """
+        return sends_its_own_way(task)
+
     @property
     def connected(self) -> bool:
         """Whether a task sent now would go out at once, and its result come back."""
@@ -187,17 +196,18 @@ class TwistedCelery:
         """
         return self._dispatcher.apply_signature(signature, args, kwargs, options)
 
-    def task(self, task: Task) -> TwistedTask:
+    def task(self, task: Task, headers: Mapping[str, Any] | None = None) -> TwistedTask:
         """A Celery task whose ``delay`` and ``apply_async`` return Deferreds.
 
         :param task: a task of this client's application, or of another
+        :param headers: message headers that its calls have besides those that they are given
         :raises InvalidCall: it is no task
         """
         if isinstance(task, str) or not hasattr(task, "apply_async"):
             raise InvalidCall(
                 f"task() takes a Celery task, not {task!r:.200}; to call one by name, use send_task()"
             )
-        return TwistedTask(self._dispatcher, task)
+        return TwistedTask(self._dispatcher, task, headers)
 
     def result(self, task_id: str) -> TaskResult:
         """The result of a task by its id: Celery's ``AsyncResult``, with Deferreds."""

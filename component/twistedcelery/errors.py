@@ -8,6 +8,7 @@
     │   └── UnsupportedByBackend      the result backend cannot do that: chords over ``rpc://``
     ├── PublishError                  the task did not (certainly) reach the broker
     │   ├── InvalidCall               the arguments or options are not what Celery takes
+    │   │   ├── CallRefused           the task's own ``apply_async`` refused the call
     │   │   └── QueueNotFound         the queue is not configured, and none may be made
     │   ├── EncodeError               the arguments cannot be serialised
     │   ├── BrokerUnavailable         no broker that takes messages in time; nothing was sent
@@ -46,6 +47,7 @@ __all__ = [
     "BrokerAccessRefused",
     "BrokerUnavailable",
     "CallCancelled",
+    "CallRefused",
     "ConfigurationError",
     "Disconnected",
     "EncodeError",
@@ -97,6 +99,13 @@ class PublishError(TwistedCeleryError):
 
 class InvalidCall(PublishError, TypeError, ValueError):
     """The arguments or options are not what Celery's own ``send_task`` takes. Nothing was sent."""
+
+
+class CallRefused(InvalidCall):
+    """The task's class has an ``apply_async`` of its own, which raised. Nothing was sent.
+
+    What it raised is the cause of this error.
+    """
 
 
 class QueueNotFound(InvalidCall, celery.exceptions.QueueNotFound):

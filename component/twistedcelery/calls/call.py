@@ -37,6 +37,8 @@ class TaskDeferred(Deferred[Any]):
     :ivar meta: the final result meta as Celery stores it (``status``, ``result``, ``traceback``,
         ``children``, ...); ``None`` until a final state has come
     :ivar cancelled: whether its caller has cancelled it
+    :ivar sent_before: whether nothing was sent: the task's own ``apply_async`` gave the result of an earlier
+        call, which this one follows. Cancelling it revokes nothing.
     :ivar async_result: the task as `twistedcelery.TwistedCelery.result` gives it, with its parents;
         ``None`` for a task that was sent by name
     """
@@ -50,6 +52,7 @@ class TaskDeferred(Deferred[Any]):
         self.meta: Mapping[str, Any] | None = None
         self.async_result: AnyResult | None = None
         self.cancelled = False
+        self.sent_before = False
         #: Sends it, until it ends.
         self.dispatch: Dispatch | None = None
         self._revoker = revoker

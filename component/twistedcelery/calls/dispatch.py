@@ -272,6 +272,9 @@ class Dispatch:
             self._join.check()
         elif not self._waits:
             self._end(None)
+        elif self.call.sent_before:
+            # Its end may have come before this call.
+            self._route.backend.catch_up(self.task_id).addErrback(self.refuse)
         if self.state is State.CONFIRMED and not self._transport.results.available:
             self.fail(NoResultBackend(f"{self.task_name} was sent; {NoResultBackend.__doc__}"))
 
@@ -387,7 +390,8 @@ class Dispatch:
 
     def _let_go(self) -> None:
         del self._route.in_flight[self]
-        self._route.lost.discard(self.task_id)
+        if not self.call.sent_before:
+            self._route.lost.discard(self.task_id)
         if self._waits:
             self._route.pending.discard(self)
         for doubt in self._doubts:

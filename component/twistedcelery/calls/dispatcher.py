@@ -15,6 +15,7 @@ from twisted.python.failure import Failure
 
 from twistedcelery.calls.call import GroupDeferred, TaskDeferred
 from twistedcelery.calls.dispatch import Dispatch, Route
+from twistedcelery.encoding.app_view import sends_its_own_way
 from twistedcelery.encoding.encoder import allowed_options
 from twistedcelery.encoding.signatures import is_composed
 from twistedcelery.errors import Disconnected, InvalidCall, TwistedCeleryError
@@ -128,23 +129,41 @@ class Dispatcher:
         return self._send(call, encode, transport, at_once)
 
     def apply_task(
-        self, task: Any, args: Sequence[Any] | None, kwargs: Mapping[str, Any] | None, options: dict[str, Any]
+        self,
+        task: Any,
+        args: Sequence[Any] | None,
+        kwargs: Mapping[str, Any] | None,
+        options: dict[str, Any],
+        headers: Mapping[str, Any] | None = None,
     ) -> TaskDeferred:
-        """As ``apply_async`` of a task."""
+        """As ``apply_async`` of a task.
+
+        :param headers: what the task's message has besides those that its ``apply_async`` gives it
+        """
         name = task.name
         try:
             transport = self._binding.use()
             options = allowed_options(options, "apply_async")
             bound = transport.canvas_encoder.task(task)
-            at_once = self._route.pacer.has_room() or transport.encoder.is_observed(task)
+            own_way = sends_its_own_way(bound)
+            at_once = own_way or self._route.pacer.has_room() or transport.encoder.is_observed()
             if not at_once:
                 (args, kwargs, options), at_once = _copied(lambda copy: copy((args, kwargs, options)))
         except TwistedCeleryError as error:
             return self._refused(error, options, name)
-        call = TaskDeferred(options.pop("task_id", None) or uuid(), name, self._revoker)
-        apply_async = partial(bound.apply_async, args, kwargs, task_id=call.task_id, **options)
-        encode = _encoding(transport, f"task {name!r}", apply_async, options.get("retry") is True)
-        return self._send(call, encode, transport, at_once)
+        task_id = options.pop("task_id", None) or uuid()
+        apply_async = partial(bound.apply_async, args, kwargs, task_id=task_id, **options)
+        encode = _encoding(
+            transport,
+            f"task {name!r}",
+            apply_async,
+            options.get("retry") is True,
+            own_way=own_way,
+            headers=headers,
+        )
+        if own_way:
+            return self._send_encoded(name, encode, transport, task_id)
+        return self._send(TaskDeferred(task_id, name, self._revoker), encode, transport, at_once)
 
     def apply_signature(
         self,
@@ -163,9 +182,9 @@ class Dispatcher:
             options = allowed_options(options, "apply_async")
             resend = options.get("retry", own.get("retry")) is True
             make = transport.canvas_encoder.signature
-            at_once = (
-                is_composed(signature) or self._route.pacer.has_room() or transport.encoder.is_observed()
-            )
+            is_canvas = is_composed(signature)
+            own_way = not is_canvas and transport.canvas_encoder.sends_its_own_way(name)
+            at_once = is_canvas or own_way or self._route.pacer.has_room() or transport.encoder.is_observed()
             if at_once:
                 bound = make(signature)
             else:
@@ -174,13 +193,15 @@ class Dispatcher:
                 )
         except TwistedCeleryError as error:
             return self._refused(error, options, name)
-        if is_composed(signature):
-            own_way = transport.canvas_encoder.options
-            apply_async = partial(bound.apply_async, args, own_way(kwargs or {}), **own_way(options))
-            return self._send_composed(name, _encoding(transport, name, apply_async, resend), transport)
+        if is_canvas:
+            rebound = transport.canvas_encoder.options
+            apply_async = partial(bound.apply_async, args, rebound(kwargs or {}), **rebound(options))
+            return self._send_encoded(name, _encoding(transport, name, apply_async, resend), transport)
         task_id = options.pop("task_id", None) or own.get("task_id") or uuid()
         apply_async = partial(bound.apply_async, args, kwargs, task_id=task_id, **options)
-        encode = _encoding(transport, f"task {name!r}", apply_async, resend)
+        encode = _encoding(transport, f"task {name!r}", apply_async, resend, own_way=own_way)
+        if own_way:
+            return self._send_encoded(name, encode, transport, task_id)
         return self._send(TaskDeferred(task_id, name, self._revoker), encode, transport, at_once)
 
     def end_all(self) -> None:
@@ -206,18 +227,23 @@ class Dispatcher:
             self._route.pacer.enqueue(lambda: context.run(dispatch.start))
         return call
 
-    def _send_composed(
-        self, name: str, encode: Callable[[], Encoded], transport: BoundTransport
+    def _send_encoded(
+        self, name: str, encode: Callable[[], Encoded], transport: BoundTransport, task_id: str | None = None
     ) -> TaskDeferred:
-        """Several tasks are encoded at once, since Celery chooses their ids as it encodes them."""
+        """Encode at once, whatever the turn: the ids of a canvas are chosen as it is encoded, and that of a
+        task by its own ``apply_async``, which may also give the result of an earlier call.
+
+        :param task_id: for a call that has no other
+        """
         try:
             encoded = encode()
         except BaseException as error:
             # As in Dispatch.start: an eager task may raise anything.
-            return self._refused(error, {}, name)
+            return self._refused(error, {"task_id": task_id}, name)
         result = encoded.result
         cls = GroupDeferred if hasattr(result, "results") else TaskDeferred
-        call = cls(str(result.id), getattr(result, "task_name", None) or name, self._revoker)
+        call = cls(str(result.id or task_id), getattr(result, "task_name", None) or name, self._revoker)
+        call.sent_before = encoded.sends_nothing
         return self._send(call, lambda: encoded, transport, at_once=True)
 
     def _refused(self, error: BaseException, options: Mapping[str, Any], name: str) -> TaskDeferred:
@@ -241,9 +267,9 @@ def _copy(argument: Any) -> Any:
 
 
 def _encoding(
-    transport: BoundTransport, what: str, apply_async: Callable[[], Any], resend: bool
+    transport: BoundTransport, what: str, apply_async: Callable[[], Any], resend: bool, **ways: Any
 ) -> Callable[[], Encoded]:
-    return partial(transport.canvas_encoder.encode, what, apply_async, resend=resend)
+    return partial(transport.canvas_encoder.encode, what, apply_async, resend=resend, **ways)
 
 
 def _copied(make: Callable[[Callable[[Any], Any]], Any]) -> tuple[Any, bool]:

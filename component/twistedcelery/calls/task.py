@@ -23,9 +23,10 @@ class TwistedTask:
     :ivar name: the task's name
     """
 
-    def __init__(self, dispatcher: Dispatcher, task: Task) -> None:
+    def __init__(self, dispatcher: Dispatcher, task: Task, headers: Mapping[str, Any] | None) -> None:
         self._dispatcher = dispatcher
         self._task = task
+        self._headers = headers
         self.name: str = task.name
 
     def delay(self, *args: Any, **kwargs: Any) -> TaskDeferred:
@@ -38,9 +39,11 @@ class TwistedTask:
         """As ``Task.apply_async``, with all its options.
 
         It never raises: arguments that the task does not take, for one, fail the Deferred with a
-        `twistedcelery.InvalidCall`.
+        `twistedcelery.InvalidCall`. A task class may override ``apply_async``. What that raises fails the
+        Deferred with a `twistedcelery.CallRefused`; if it gives the result of an earlier call, the Deferred
+        follows that one.
         """
-        return self._dispatcher.apply_task(self._task, args, kwargs, options)
+        return self._dispatcher.apply_task(self._task, args, kwargs, options, self._headers)
 
     def signature(self, *args: Any, **kwargs: Any) -> Signature:
         """As ``Task.signature``."""

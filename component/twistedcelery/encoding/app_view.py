@@ -12,8 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
+import celery.app.task
 from celery.app.backends import by_url
 from celery.backends.base import BaseBackend, DisabledBackend
 from celery.exceptions import ImproperlyConfigured
@@ -21,7 +23,7 @@ from celery.exceptions import ImproperlyConfigured
 if TYPE_CHECKING:
     from celery import Celery, Task
 
-__all__ = ["OfflineBackend", "backend_class", "bind_task", "view_of"]
+__all__ = ["OfflineBackend", "backend_class", "bind_task", "is_from", "sends_its_own_way", "view_of"]
 
 
 def backend_class(app: Celery) -> type[Any]:
@@ -149,3 +151,19 @@ def bind_task(task: Task, view: Celery) -> Any:
     bound: Any = object.__new__(type(cls.__name__, (cls,), {"_app": view, "backend": view.backend}))
     bound.__dict__.update(vars(task))
     return bound
+
+
+def sends_its_own_way(task: Task) -> bool:
+    """Whether a task's class, or somebody who patches tasks, has a part in sending it.
+
+    Such a task may choose another id, send nothing and give the result of an earlier call, or refuse.
+    """
+    return not all(
+        is_from(celery.app.task, getattr(task, method)) for method in ("apply_async", "shadow_name")
+    )
+
+
+def is_from(module: ModuleType, function: Any) -> bool:
+    """Whether a function is the one of a module, and no wrapper around it."""
+    code = getattr(function, "__code__", None)
+    return code is not None and code.co_filename == module.__file__

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from celery.canvas import Signature
 from celery.local import Proxy, maybe_evaluate
-from celery.result import ResultSet
+from celery.result import ResultBase, ResultSet
 
-from twistedcelery.encoding.app_view import bind_task, view_of
+from twistedcelery.encoding.app_view import bind_task, sends_its_own_way, view_of
 from twistedcelery.encoding.chords import ChordBackend
 from twistedcelery.encoding.encoder import Recorder, translated
 from twistedcelery.encoding.message import Encoded
@@ -71,12 +71,28 @@ class CanvasEncoder:
         known = self._view.tasks.get(task.name)
         return known if known is not None and isinstance(known, type(task)) else bind_task(task, self._view)
 
-    def encode(self, what: str, apply_async: Callable[[], Any], *, resend: bool) -> Encoded:
+    def sends_its_own_way(self, name: str) -> bool:
+        """As the function of that name, of a registered task."""
+        task = self._view.tasks.get(name)
+        return task is not None and sends_its_own_way(task)
+
+    def encode(
+        self,
+        what: str,
+        apply_async: Callable[[], Any],
+        *,
+        resend: bool,
+        own_way: bool = False,
+        headers: Mapping[str, Any] | None = None,
+    ) -> Encoded:
         """Send something here.
 
         :param what: names it in errors
         :param apply_async: sends, through what `signature` or `task` gave
         :param resend: whether messages may be sent again when their confirmation is lost
+        :param own_way: whether it is a task with an ``apply_async`` of its own
+        :param headers: what the messages of tasks have besides
+        :raises CallRefused: a task's own ``apply_async`` refuses it
         :raises EncodeError: arguments cannot be serialised
         :raises InvalidCall: Celery refuses it
         :raises UnsupportedByBackend: it has a chord, and the result backend has none
@@ -85,18 +101,32 @@ class CanvasEncoder:
         conf = self._view.conf
         # With both, what is raised may be the task's own: it must reach the caller unchanged.
         as_it_is = conf.task_always_eager and conf.task_eager_propagates
-        translating = nullcontext() if as_it_is else translated(what)
+        translating = nullcontext() if as_it_is else translated(what, own_way=own_way)
         with self._recorder.recording() as recorded, self._backend.noting() as noted, translating:
             result = apply_async()
+        if own_way:
+            result = self._result_of(what, result, recorded)
         if result is None:
             raise InvalidCall(f"{what} holds no task")
         messages = []
         for one in recorded:
             is_task = one.message.properties.get("correlation_id") is not None
+            if is_task and headers:
+                one.message.headers.update(headers)
             messages.append(one.outgoing(mandatory=is_task, resend=resend and is_task))
         said = {message.task_id: message.headers.get("ignore_result") for message in messages}
         ignored = frozenset(node.id for node in parents_first(result) if self._is_ignored(node, said))
         return Encoded(messages, noted, result, ignored)
+
+    def _result_of(self, what: str, result: Any, recorded: Sequence[Any]) -> ResultBase:
+        """What a task's own ``apply_async`` returned, or else the result of what it sent first."""
+        if isinstance(result, ResultBase):
+            return result
+        for one in recorded:
+            task_id = one.message.properties.get("correlation_id")
+            if task_id is not None:
+                return self._view.AsyncResult(task_id, task_name=one.message.headers.get("task"))
+        raise InvalidCall(f"{what}: its apply_async sent nothing, and returned no result: {result!r:.200}")
 
     def _is_ignored(self, node: Any, said: Mapping[str | None, Any]) -> bool:
         if isinstance(node, ResultSet):

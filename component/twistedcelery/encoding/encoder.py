@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from copy import copy
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import celery.app.task
 import celery.exceptions
 import kombu.exceptions
 from amqp import Message
@@ -23,8 +22,15 @@ from kombu.messaging import Producer
 
 from twistedcelery.encoding.app_view import view_of
 from twistedcelery.encoding.message import Encoded, OutgoingMessage
-from twistedcelery.encoding.templates import Templates, is_from
-from twistedcelery.errors import EncodeError, InvalidCall, QueueNotFound, TwistedCeleryError, did_you_mean
+from twistedcelery.encoding.templates import Templates
+from twistedcelery.errors import (
+    CallRefused,
+    EncodeError,
+    InvalidCall,
+    QueueNotFound,
+    TwistedCeleryError,
+    did_you_mean,
+)
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -69,15 +75,9 @@ class Encoder:
             if parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
         ][4:]
 
-    def is_observed(self, task: Any = None) -> bool:
-        """Whether somebody else's code sees each message being made, and may look at what is around the call:
-        a handler of the publish signals, or an instrumentation of ``send_task`` or ``apply_async``.
-
-        :param task: whose ``apply_async`` is called, if it is
-        """
-        return self._templates.is_observed() or not (
-            task is None or is_from(celery.app.task, type(task).apply_async)
-        )
+    def is_observed(self) -> bool:
+        """As `twistedcelery.encoding.templates.Templates.is_observed`."""
+        return self._templates.is_observed()
 
     def options(self, positional: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Any]:
         """Name the options that were passed by position, as the installed Celery orders them.
@@ -208,10 +208,11 @@ class _Sent:
 
 
 @contextmanager
-def translated(what: str) -> Iterator[None]:
+def translated(what: str, *, own_way: bool = False) -> Iterator[None]:
     """Celery's refusals as errors of this package.
 
     :param what: was to be encoded
+    :param own_way: whether a task's own ``apply_async`` encodes it, which may refuse by any exception
     """
     try:
         yield
@@ -224,6 +225,9 @@ def translated(what: str) -> Iterator[None]:
             f"{what}: {error.args[0]}; task_create_missing_queues is off, so that none is made"
         ) from error
     except Exception as error:
+        # A TypeError is what Celery raises for arguments that the task does not take.
+        if own_way and not isinstance(error, TypeError):
+            raise CallRefused(f"{what}: its apply_async raised {type(error).__name__}: {error}") from error
         raise InvalidCall(f"{what}: {error}") from error
 
 

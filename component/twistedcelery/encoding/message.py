@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from celery.result import EagerResult
+
 __all__ = ["Encoded", "Form", "OutgoingMessage", "Preparation"]
 
 
@@ -101,3 +103,8 @@ class Encoded(NamedTuple):
     preparations: Sequence[Preparation] = ()
     result: Any = None
     ignored: frozenset[str] = frozenset()
+
+    @property
+    def sends_nothing(self) -> bool:
+        """Whether a task's own ``apply_async`` gave the result of a task that was sent before."""
+        return not self.messages and self.result is not None and not isinstance(self.result, EagerResult)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from types import ModuleType, NoneType
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 import celery.app.amqp
@@ -28,12 +28,13 @@ import kombu.utils.json
 from celery import signals
 from celery.utils.saferepr import saferepr
 
+from twistedcelery.encoding.app_view import is_from
 from twistedcelery.encoding.message import Form, OutgoingMessage
 
 if TYPE_CHECKING:
     from celery import Celery
 
-__all__ = ["Learned", "Templates", "is_from"]
+__all__ = ["Learned", "Templates"]
 
 #: Options whose value goes into the message as it is, or chooses its address.
 _PLAIN_OPTIONS = frozenset(
@@ -316,12 +317,6 @@ def _is_simple(values: Sequence[Any]) -> bool:
         elif cls is not bool and value is not None:
             return False
     return True
-
-
-def is_from(module: ModuleType, function: Any) -> bool:
-    """Whether a function is written in a module, and no wrapper around one that is."""
-    code = getattr(function, "__code__", None)
-    return code is not None and code.co_filename == module.__file__
 
 
 def _is_alike(one: OutgoingMessage, other: OutgoingMessage) -> bool:

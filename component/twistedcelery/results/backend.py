@@ -165,6 +165,32 @@ class ResultBackend:
             store.task_meta(member.task_id).addCallback(found, member.task_id) for member in join.members
         )
 
+    def catch_up(self, task_id: str) -> Deferred[None]:
+        """Pass the final state of a task that was sent before, if it has one, to those who wait for it.
+
+        :return: fails with `UnsupportedByBackend` where the result goes to somebody else
+        """
+
+        def ask() -> Deferred[None]:
+            store = self._transport().store
+            known = self._seen.get(task_id)
+            if store is not None:
+                return store.task_meta(task_id).addCallback(found)
+            if known is None and self._pending.waiters_of(task_id) < 2:
+                raise UnsupportedByBackend(
+                    f"task {task_id} was sent before, by another client; over this result backend the result "
+                    "goes to that one alone"
+                )
+            if known is not None:
+                found(known)
+            return succeed(None)
+
+        def found(meta: Mapping[str, Any]) -> None:
+            if meta["status"] in FINAL_STATES:
+                self._pending.state_changed(task_id, meta)
+
+        return maybeDeferred(ask)
+
     # Asking
 
     def meta(self, task_id: str) -> Deferred[Mapping[str, Any]]:

@@ -102,6 +102,10 @@ class PendingResults:
         """Whether anything waits for a task."""
         return task_id in self._waiting
 
+    def waiters_of(self, task_id: str) -> int:
+        """How many wait for a task."""
+        return len(self._waiting.get(task_id, ()))
+
     def was_retried(self, task_id: str) -> bool:
         """Whether a task that is waited for has had the state ``RETRY``."""
         return task_id in self._retried

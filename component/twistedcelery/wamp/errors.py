@@ -9,7 +9,8 @@
 ``timeout``                  the result did not come within ``call_timeout``
 ``unknown_task``             no such task is exposed, or no worker knows it
 ``invalid_arguments``        the arguments do not fit the task, or cannot be sent
-``not_allowed``              an option of ``celery_options`` that the configuration does not allow
+``not_allowed``              an option of ``celery_options`` that the configuration does not allow; or the
+                             task's own ``apply_async`` refused: ``exc_type``, ``exc_module``, ``exc_message``
 ``broker_unavailable``       the task did not reach a queue, or its result cannot be had
 ``overloaded``               too many calls are in flight; try again later
 ``worker_lost``              the worker's process died while it ran the task
@@ -41,6 +42,7 @@ __all__ = ["CallErrors"]
 #: The library's errors, with the last component of the URI. The first match decides.
 _LIBRARY_ERRORS: tuple[tuple[type[Exception], str], ...] = (
     (errors.CallCancelled, "revoked"),
+    (errors.CallRefused, "not_allowed"),
     (errors.EncodeError, "invalid_arguments"),
     (errors.InvalidCall, "invalid_arguments"),
     (errors.Overloaded, "overloaded"),
@@ -134,7 +136,9 @@ class CallErrors:
         :param failure: the library's own
         """
         error = failure.value
-        details = {} if task_id is None else {"task_id": task_id}
+        details: dict[str, Any] = {} if task_id is None else {"task_id": task_id}
+        if isinstance(error, errors.CallRefused):
+            details |= describe_exception(error.__cause__ or error)
         for kind, name in _LIBRARY_ERRORS:
             if isinstance(error, kind):
                 return self.make(name, str(error) or _first_line(kind), **details)

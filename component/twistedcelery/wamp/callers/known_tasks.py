@@ -62,7 +62,9 @@ class EndedTasks:
         self._ended: OrderedDict[str, EndedTask] = OrderedDict()
 
     def add(self, task_id: str, ended: EndedTask) -> None:
-        """Remember a task."""
+        """Remember a task. Several calls may have followed it: it is remembered as of the first."""
+        if task_id in self._ended:
+            return
         self._ended[task_id] = ended
         self._size += ended.size
         while len(self._ended) > self._max_count or self._size > self._max_size:

@@ -74,6 +74,11 @@ class ExposedTask:
         declared = {key: value for key, value in extract_exec_options(self.task).items() if value is not None}
         return {"ignore_result": self.task.ignore_result, **declared, "task_type": self.task}
 
+    @cached_property
+    def sends_its_own_way(self) -> bool:
+        """As `twistedcelery.TwistedCelery.sends_its_own_way`."""
+        return self.task is not None and TwistedCelery.sends_its_own_way(self.task)
+
     def describe(self) -> dict[str, Any]:
         """Describe the task to callers: ``name``, ``uri``, ``signature`` and ``doc``, as text or ``None``.
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from twistedcelery import TaskDeferred
     from twistedcelery.wamp.context import Context
     from twistedcelery.wamp.event_kinds import EventKind
-    from twistedcelery.wamp.events.merge import EventMergers
+    from twistedcelery.wamp.events.merge import EventMerger, EventMergers
     from twistedcelery.wamp.invocation import Caller
 
 __all__ = ["UNDELIVERED", "WAITING", "FollowedTask"]
@@ -54,11 +54,12 @@ class FollowedTask:
         caller: Caller,
         arguments: Mapping[str, Any],
         context: Context,
-        mergers: EventMergers,
+        mergers: EventMergers | None,
         ended: Callable[[FollowedTask, str], None],
     ) -> None:
         """Nothing happens before `start`.
 
+        :param mergers: ``None``: it publishes no events, as those who sent the task do
         :param arguments: as of `twistedcelery.wamp.events.merge.OwnTask`
         :param ended: called once with how it ended: the name of the final event, or `UNDELIVERED`
         """
@@ -78,7 +79,8 @@ class FollowedTask:
         self._has_ended = False
         #: The value, or the `Failure`.
         self._outcome: Any = None
-        self._events = mergers.begin(OwnTask(call.task_name, call.task_id, caller.session, arguments))
+        task = OwnTask(call.task_name, call.task_id, caller.session, arguments)
+        self._events: EventMerger | _NoEvents = _NoEvents() if mergers is None else mergers.begin(task)
 
     @property
     def shows_life(self) -> bool:
@@ -210,3 +212,16 @@ class FollowedTask:
         self._has_ended = True
         self._outcome = outcome
         self._results.settle(outcome)
+
+
+class _NoEvents:
+    """Takes the events of a task, which somebody else publishes."""
+
+    def confirm_sent(self) -> None:
+        pass
+
+    def publish(self, kind: EventKind, details: Mapping[str, Any], state: str | None = None) -> None:
+        pass
+
+    def stop(self) -> None:
+        pass

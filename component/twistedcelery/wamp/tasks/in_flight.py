@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from autobahn.wamp.exception import ApplicationError
 
-    from twistedcelery import TwistedCelery
+    from twistedcelery import TaskDeferred, TwistedCelery
     from twistedcelery.wamp.context import Context
     from twistedcelery.wamp.events.merge import EventMergers
     from twistedcelery.wamp.invocation import Caller
@@ -49,14 +49,16 @@ class InFlight:
         self._context = context
         self._mergers = mergers
         self._tasks: dict[str, tuple[FollowedTask, Slot]] = {}
+        #: Calls that follow a task which was sent before; see `twistedcelery.TaskDeferred.sent_before`.
+        self._joined: dict[FollowedTask, Slot] = {}
         self._slots = Slots(context.config, context.clock)
         self.totals: Counter[str] = Counter()
 
     def __len__(self) -> int:
-        return len(self._tasks)
+        return len(self._tasks) + len(self._joined)
 
     def __iter__(self) -> Iterator[FollowedTask]:
-        return iter([followed for followed, _ in self._tasks.values()])
+        return iter([followed for followed, _ in self._tasks.values()] + list(self._joined))
 
     @property
     def scheduled(self) -> int:
@@ -155,40 +157,66 @@ class InFlight:
             task.check_arguments(args, kwargs)
         except (TypeError, ArgumentsRefused, TooManyItems) as error:
             raise self._errors.make("invalid_arguments", f"{task.name}: {error}") from error
-        chosen = {**task.send_options(), **options}
+        declared = task.send_options()
         expires = self._config.expires_of(task.name)
-        if expires is not None and chosen.get("expires") is None:
-            chosen["expires"] = self._times(chosen)[0] + expires
-        return self._follow(task, args, kwargs, chosen, caller)
+        if expires is not None and {**declared, **options}.get("expires") is None:
+            options = {**options, "expires": self._times(options)[0] + expires}
+        return self._follow(task, args, kwargs, declared, options, caller)
 
     def _follow(
         self,
         task: ExposedTask,
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
+        declared: Mapping[str, Any],
         options: Mapping[str, Any],
         caller: Caller,
     ) -> FollowedTask:
-        headers = {**(options.get("headers") or {}), **caller.headers()}
-        if headers:
-            options = {**options, "headers": headers}
+        chosen = {**declared, **options}
         # Only Celery's event stream reports a task with an ignored result. The leader publishes it, like
         # foreign tasks; hence Celery's id.
-        ignored = bool(options.get("ignore_result"))
+        ignored = bool(chosen.get("ignore_result"))
         task_id = uuid() if ignored else self._context.ids.new()
-        call = self._client.send_task(
-            task.name, args=list(args), kwargs=dict(kwargs), task_id=task_id, **options
-        )
+        call = self._call(task, list(args), dict(kwargs), task_id, declared, options, caller.headers())
         arguments = {"args": list(args), "kwargs": dict(kwargs)} if self._config.publish_arguments else {}
-        followed = FollowedTask(call, caller, arguments, self._context, self._mergers, self._ended)
+        mergers = None if call.sent_before else self._mergers
+        followed = FollowedTask(call, caller, arguments, self._context, mergers, self._ended)
         if ignored:
             followed.publish_nothing()
-        self.totals["sent"] += 1
-        self._tasks[followed.task_id] = followed, self._slots.take(followed, *self._times(options))
+        slot = self._slots.take(followed, *self._times(chosen))
+        if call.sent_before:
+            self._joined[followed] = slot
+        else:
+            self.totals["sent"] += 1
+            self._tasks[followed.task_id] = followed, slot
         followed.start()
         return followed
 
+    def _call(
+        self,
+        task: ExposedTask,
+        args: list[Any],
+        kwargs: dict[str, Any],
+        task_id: str,
+        declared: Mapping[str, Any],
+        options: Mapping[str, Any],
+        headers: Mapping[str, Any],
+    ) -> TaskDeferred:
+        """Send it by name, which is faster, unless its class has a part in sending it."""
+        # An eager task would run here, and keep everybody waiting.
+        if task.sends_its_own_way and task.task is not None and not task.task.app.conf.task_always_eager:
+            # The caller's headers are not for its apply_async, which may give headers itself.
+            own = self._client.task(task.task, headers)
+            return own.apply_async(args, kwargs, task_id=task_id, **options)
+        chosen = {**declared, **options}
+        headers = {**(chosen.get("headers") or {}), **headers}
+        if headers:
+            chosen["headers"] = headers
+        return self._client.send_task(task.name, args=args, kwargs=kwargs, task_id=task_id, **chosen)
+
     def _ended(self, followed: FollowedTask, outcome: str) -> None:
-        self.totals[outcome] += 1
-        _, slot = self._tasks.pop(followed.task_id)
+        slot = self._joined.pop(followed, None)
+        if slot is None:
+            self.totals[outcome] += 1
+            _, slot = self._tasks.pop(followed.task_id)
         slot.end()
