@@ -61,6 +61,13 @@ async def until_there(caller, uri) -> None:
         await deferLater(reactor, 0.05, lambda: None)
 
 
+def all_queued(app) -> bool:
+    """Whether the broker has the 500 tasks that nobody takes."""
+    with app.connection_for_read() as connection:
+        declared = connection.default_channel.queue_declare(QUEUE, durable=True, auto_delete=False)
+        return declared.message_count == 500
+
+
 async def until_all_exist(files) -> None:
     """Wait until every task has run that was to touch one of them."""
     await until(lambda: all(file.exists() for file in files), seconds=60, what="all tasks have run")
@@ -105,7 +112,7 @@ async def test_one_of_two_is_killed_under_load(app, router, bridge_process, clie
 
     triggering = LoopingCall(trigger)
     triggering.start(0.02)
-    await deferLater(reactor, 0.5, lambda: None)
+    await until(lambda: deferToThread(all_queued, app), seconds=60, what="all tasks are in their queue")
     assert ended == []
     killed.signal(signal.SIGKILL)
     since = reactor.seconds()
