@@ -184,7 +184,7 @@ async def test_what_one_call_writes(client, kind, most_bytes, exactly, at_most):
     ("kind", "calls", "others", "most_bytes", "deferreds", "functions"),
     [
         # Of its own message, a call writes a method, a header and a body.
-        ("AMQP", ("method", "header", "body"), 30, 595, 2.1, 415),
+        ("AMQP", ("method", "header", "body"), 30, 595, 2.1, 435),
         ("Redis", ("LPUSH",), 40, 1200, 4.3, 610),
     ],
     ids=["AMQP", "Redis"],

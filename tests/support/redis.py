@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import signal
 from pathlib import Path
 
@@ -63,8 +62,6 @@ class RedisServer:
 
     def stop(self) -> None:
         """Stop it. Safe to call twice."""
-        # Results of Celery's own client end their subscriptions when they are collected. Now they can.
-        gc.collect()
         self.process.stop()
 
 
