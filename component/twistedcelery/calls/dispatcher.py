@@ -19,6 +19,7 @@ from twistedcelery.encoding.app_view import sends_its_own_way
 from twistedcelery.encoding.encoder import allowed_options
 from twistedcelery.encoding.signatures import is_composed
 from twistedcelery.errors import Disconnected, InvalidCall, TwistedCeleryError
+from twistedcelery.transports.turns import TURN_BUDGET
 
 if TYPE_CHECKING:
     from twistedcelery._types import Clock, Timer
@@ -41,7 +42,7 @@ class Pacer:
     :param budget: seconds of each turn that jobs may take
     """
 
-    def __init__(self, reactor: Clock, clock: Callable[[], float], budget: float = 0.004) -> None:
+    def __init__(self, reactor: Clock, clock: Callable[[], float], budget: float = TURN_BUDGET) -> None:
         self._reactor = reactor
         self._clock = clock
         self._budget = budget

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -28,6 +29,7 @@ __all__ = [
     "State",
     "backoff",
     "caused",
+    "is_limit",
 ]
 
 _log = Logger()
@@ -54,6 +56,16 @@ class Refused(Exception):
 
 class RefusedForNow(Refused):
     """A server cannot do what it was asked at the moment, and may be able to soon."""
+
+
+_LIMIT = re.compile(r"limit \(\d+\) is reached")
+
+
+def is_limit(words: str) -> bool:
+    """Whether RabbitMQ refuses a connection because of a limit, which passes: of a virtual host, a user or a
+    node.
+    """
+    return _LIMIT.search(words) is not None
 
 
 E = TypeVar("E", bound=BaseException)

@@ -11,11 +11,9 @@ from typing import Generic, Protocol, TypeVar
 from twisted.internet.defer import Deferred
 
 from twistedcelery._types import Clock, Timer
+from twistedcelery.transports.turns import TURN_BUDGET
 
 __all__ = ["Deadlines", "cancel_after"]
-
-#: Seconds of a reactor turn that the expiry of items may take: thousands may expire at once.
-TURN_BUDGET = 0.004
 
 #: Items that are kept before the settled ones among them are let go.
 MIN_SWEEP = 64

@@ -15,7 +15,7 @@ from twisted.internet.defer import CancelledError, Deferred, fail
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from twistedcelery._types import Clock, Timer
+from twistedcelery._types import Clock
 from twistedcelery.encoding.message import OutgoingMessage
 from twistedcelery.errors import (
     BrokerAccessRefused,
@@ -28,14 +28,11 @@ from twistedcelery.errors import (
 )
 from twistedcelery.transports.connection import Connection, Link, State
 from twistedcelery.transports.deadlines import Deadlines
+from twistedcelery.transports.turns import Turns
 
-__all__ = ["TURN_BUDGET", "Publication", "QueuedPublisher"]
+__all__ = ["Publication", "QueuedPublisher"]
 
 _log = Logger()
-
-#: Seconds of a reactor turn that sending what waited, or failing what was sent, may take: thousands may
-#: wait for a link, or for confirmations.
-TURN_BUDGET = 0.004
 
 L = TypeVar("L", bound=Link)
 #: By this a protocol finds an unconfirmed message.
@@ -166,8 +163,14 @@ class QueuedPublisher(ABC, Generic[L, K]):
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._reactor = reactor
-        self._clock = clock
-        self._pump_turn: Timer | None = None
+        # Thousands may wait for a link, or for confirmations.
+        self._sending = Turns(
+            reactor,
+            clock,
+            lambda: bool(self._waiting) and self._has_room(),
+            lambda: self._dispatch(self._waiting.pop()),
+        )
+        self._failing_turns = Turns(reactor, clock, lambda: bool(self._failing), self._fail_one)
         self._publish_timeout = publish_timeout
         self._max_waiting = max_waiting
         self._max_waiting_bytes = max_waiting_bytes
@@ -179,7 +182,6 @@ class QueuedPublisher(ABC, Generic[L, K]):
         self._unconfirmed: dict[K, Publication] = {}
         # Sent over lost links, and about to fail.
         self._failing: deque[tuple[Publication, TwistedCeleryError]] = deque()
-        self._failing_turn: Timer | None = None
         self._reason: BrokerUnavailable | None = None
         #: Why the broker takes no messages, though there is a link.
         self._blocked: str | None = None
@@ -226,12 +228,8 @@ class QueuedPublisher(ABC, Generic[L, K]):
         self._preparing.clear()
         self._waiting.clear()
         self._deadlines.stop()
-        if self._pump_turn is not None:
-            self._pump_turn.cancel()
-            self._pump_turn = None
-        if self._failing_turn is not None:
-            self._failing_turn.cancel()
-            self._failing_turn = None
+        self._sending.stop()
+        self._failing_turns.stop()
         failing, self._failing = self._failing, deque()
         closed = self._connection.close()
         for publication, error in failing:
@@ -300,7 +298,7 @@ class QueuedPublisher(ABC, Generic[L, K]):
             for publication in sent
             if not publication.message.resend
         )
-        self._fail_some()
+        self._failing_turns.run()
         if isinstance(reason, BrokerAccessRefused):
             # Waiting does not help: the password or the permissions have to change.
             refused = list(self._waiting)
@@ -312,17 +310,9 @@ class QueuedPublisher(ABC, Generic[L, K]):
                     else BrokerAccessRefused(str(reason))
                 )
 
-    def _fail_some(self) -> None:
-        turn_ends = self._clock() + TURN_BUDGET
-        while self._failing and self._clock() < turn_ends:
-            publication, error = self._failing.popleft()
-            publication.fail(error)
-        if self._failing and self._failing_turn is None:
-            self._failing_turn = self._reactor.callLater(0, self._fail_more)
-
-    def _fail_more(self) -> None:
-        self._failing_turn = None
-        self._fail_some()
+    def _fail_one(self) -> None:
+        publication, error = self._failing.popleft()
+        publication.fail(error)
 
     # The queue
 
@@ -335,18 +325,7 @@ class QueuedPublisher(ABC, Generic[L, K]):
 
     def _pump(self) -> None:
         """Send what waits, over as many reactor turns as it takes."""
-        if self._pump_turn is not None:
-            return
-        turn_ends = self._clock() + TURN_BUDGET
-        while self._waiting and self._has_room():
-            if self._clock() >= turn_ends:
-                self._pump_turn = self._reactor.callLater(0, self._pump_on)
-                return
-            self._dispatch(self._waiting.pop())
-
-    def _pump_on(self) -> None:
-        self._pump_turn = None
-        self._pump()
+        self._sending.run()
 
     def _withdraw(self, publication: Publication) -> None:
         self._waiting.discard(publication)

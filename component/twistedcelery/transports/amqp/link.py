@@ -7,7 +7,6 @@ channel is used, which takes plain callbacks.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -21,7 +20,7 @@ from twisted.internet.protocol import Factory, connectionDone
 from twisted.python.failure import Failure
 
 from twistedcelery._deferreds import settle
-from twistedcelery._types import Clock, Timer
+from twistedcelery._types import Clock
 from twistedcelery.encoding.message import OutgoingMessage
 from twistedcelery.errors import BrokerAccessRefused, BrokerUnavailable, EncodeError
 from twistedcelery.transports.amqp.brokers import AmqpParameters
@@ -29,12 +28,10 @@ from twistedcelery.transports.amqp.declare import Declaration
 from twistedcelery.transports.amqp.delivery import Delivery
 from twistedcelery.transports.amqp.silence import SilenceWatch
 from twistedcelery.transports.amqp.wire import DeliveryReader, encode_properties, publish_frames
-from twistedcelery.transports.connection import Refused, caused
+from twistedcelery.transports.connection import Refused, caused, is_limit
+from twistedcelery.transports.resting import Resting
 
 __all__ = ["AmqpChannel", "AmqpLink", "open_link"]
-
-#: RabbitMQ's words for a limit of connections: of a virtual host, a user or a node.
-_LIMIT = re.compile(r"limit \(\d+\) is reached")
 
 
 def open_link(
@@ -42,7 +39,7 @@ def open_link(
 ) -> defer.Deferred[AmqpLink]:
     """Connect and shake hands.
 
-    :param answer_time: seconds in which a link ends whose broker is gone without a word
+    :param answer_time: seconds within which a link to a silent broker ends
     :return: fires with the link once the broker has accepted it. It fails with
         `BrokerAccessRefused` or another `BrokerUnavailable`. Cancelling it drops the connection;
         there is no other limit on the time it takes.
@@ -337,8 +334,7 @@ class _Protocol(TwistedProtocolConnection):
         self._lost_callbacks: list[Callable[[BrokerUnavailable], None]] = []
         self._lost: BrokerUnavailable | None = None
         self._given_up: BrokerUnavailable | None = None
-        self._clock = reactor
-        self._resting: Timer | None = None
+        self._resting = Resting(reactor)
         self.opened: defer.Deferred[None] = defer.Deferred(canceller=lambda _: self.abort())
         self.ready.addCallbacks(lambda _: self.opened.callback(None), self._not_opened)
         self.deliveries = DeliveryReader(super().dataReceived)
@@ -354,13 +350,7 @@ class _Protocol(TwistedProtocolConnection):
         self.deliveries.feed(data)
 
     def rest(self, seconds: float) -> None:
-        if self._resting is None and self._lost is None:
-            self.transport.pauseProducing()
-            self._resting = self._clock.callLater(seconds, self._go_on)
-
-    def _go_on(self) -> None:
-        self._resting = None
-        self.transport.resumeProducing()
+        self._resting.begin(self.transport, seconds)
 
     def _not_opened(self, failure: Failure) -> None:
         settle(self.opened, Failure(_connection_error(self._reason or failure.value)))
@@ -386,9 +376,7 @@ class _Protocol(TwistedProtocolConnection):
         # What the broker said when it closed; pika's adapter overwrites it with "connection done".
         self._reason = self._impl._error  # noqa: SLF001  # see above
         super().connectionLost(reason)
-        if self._resting is not None:
-            self._resting.cancel()
-            self._resting = None
+        self._resting.end()
         self._lost = self._given_up or _connection_error(self._reason or reason.value)
         callbacks, self._lost_callbacks = self._lost_callbacks, []
         for callback in callbacks:
@@ -431,7 +419,7 @@ def _connection_error(reason: BaseException | None) -> BrokerUnavailable:
     """Translate pika's or Twisted's error of a connection."""
     if isinstance(reason, exceptions.ConnectionClosed):
         # 530 is also what RabbitMQ says past a limit of connections, which passes.
-        refused = reason.reply_code in (403, 530) and _LIMIT.search(reason.reply_text) is None
+        refused = reason.reply_code in (403, 530) and not is_limit(reason.reply_text)
         text = f"the broker closed the connection: {reason.reply_code} {reason.reply_text}"
     elif isinstance(reason, exceptions.AuthenticationError | exceptions.ProbableAuthenticationError):
         refused, text = True, "the broker refused the user name or the password"

@@ -27,7 +27,8 @@ from twistedcelery.transports.connection import CLOSE_TIMEOUT, Connection, Refus
 from twistedcelery.transports.deadlines import cancel_after
 from twistedcelery.transports.decoding import ReplyDecoder
 from twistedcelery.transports.interface import ReplyReceiver
-from twistedcelery.transports.publishing import TURN_BUDGET
+from twistedcelery.transports.resting import CROWD, REST
+from twistedcelery.transports.turns import Turns
 
 __all__ = ["AmqpResults"]
 
@@ -40,12 +41,6 @@ PREFETCH = 500
 #: trickle in as workers finish, and an acknowledgement wakes the reactor as often as a reply does.
 ACK_EVERY = PREFETCH // 2
 ACK_DELAY = 0.02
-
-#: While more than so many tasks are watched, the link rests for so many seconds after each read. The
-#: replies that come meanwhile are read together, which takes a fifth less CPU for each call; a few
-#: milliseconds are little to wait in such a crowd.
-CROWD = 100
-REST = 0.004
 
 #: The least and the usual time, in seconds, that the reply queue outlives its consumer.
 MIN_EXPIRES = 600
@@ -75,14 +70,19 @@ class AmqpResults:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._reactor = reactor
-        self._clock = clock
         self._receiver = receiver
         self._decoder = decoder
         self._queue = queue
         self._quorum = quorum
         self._watched: set[str] = set()
         self._waiters: Waiters[None] = Waiters()
-        self._waiters_turn: Timer | None = None
+        # Thousands may have waited.
+        self._let_publish = Turns(
+            reactor,
+            clock,
+            lambda: bool(self._waiters) and self.connected,
+            lambda: self._waiters.fire_first(None),
+        )
         self._channel: AmqpChannel | None = None
         #: Whether the broker may have the reply queue.
         self._is_declared = False
@@ -118,7 +118,7 @@ class AmqpResults:
         if self._is_closing:
             return fail(Disconnected("the connection for results was closed by disconnect()"))
         self._watched.add(task_id)
-        if state is State.UP and not len(self._waiters):
+        if state is State.UP and not self._waiters:
             return None
         self._connection.start()
         return self._waiters.wait(self._unavailable)
@@ -136,7 +136,7 @@ class AmqpResults:
         if self._ack_timer is not None:
             self._ack_timer.cancel()
             self._ack_timer = None
-        self._stop_turn()
+        self._let_publish.stop()
         self._waiters.fail(Disconnected("the client was disconnected before the task was sent"))
         state = self._connection.state
         attempted: Deferred[None] = succeed(None)
@@ -177,26 +177,11 @@ class AmqpResults:
 
     def connection_up(self) -> None:
         """Let tasks be published."""
-        self._let_publish()
+        self._let_publish.run()
         if self._was_up:
             self._receiver.resumed(self._are_replies_lost)
         self._was_up = True
         self._attempted.fire(None)
-
-    def _let_publish(self) -> None:
-        """Over as many turns as it takes, in order: thousands may have waited."""
-        self._waiters_turn = None
-        turn_ends = self._clock() + TURN_BUDGET
-        while len(self._waiters) and self._clock() < turn_ends:
-            self._waiters.fire_first(None)
-        # What they called may have closed it.
-        if len(self._waiters) and self.connected and self._waiters_turn is None:
-            self._waiters_turn = self._reactor.callLater(0, self._let_publish)
-
-    def _stop_turn(self) -> None:
-        if self._waiters_turn is not None:
-            self._waiters_turn.cancel()
-            self._waiters_turn = None
 
     def _is_kept(self, link: AmqpLink) -> Generator[Deferred[Any], Any, bool]:
         """Whether the broker still has the reply queue."""
@@ -212,7 +197,7 @@ class AmqpResults:
     def connection_lost(self, reason: BrokerUnavailable) -> None:
         """Wait for the next link, unless the broker refused the password."""
         self._channel = None
-        self._stop_turn()
+        self._let_publish.stop()
         self._delivered_tag = self._acked_tag = 0
         self._reason = reason
         if isinstance(reason, BrokerAccessRefused):

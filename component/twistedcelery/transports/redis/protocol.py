@@ -16,9 +16,10 @@ from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 
 from twistedcelery._deferreds import settle
-from twistedcelery._types import Clock, Timer
+from twistedcelery._types import Clock
 from twistedcelery.errors import BrokerUnavailable, EncodeError
 from twistedcelery.transports.connection import caused
+from twistedcelery.transports.resting import Resting
 
 __all__ = ["Command", "RedisProtocol", "ReplyError"]
 
@@ -44,14 +45,13 @@ class RedisProtocol(Protocol):
     """
 
     def __init__(self, reactor: Clock) -> None:
-        self._clock = reactor
         self.on_message: Callable[[bytes, bytes], None] | None = None
         self._reader = hiredis.Reader(notEnoughData=_INCOMPLETE)
         self._unanswered: deque[_Asked] = deque()
         self._reason: BaseException | None = None
         self._lost = False
         self._lost_callbacks: list[Callable[[BrokerUnavailable], None]] = []
-        self._resting: Timer | None = None
+        self._resting = Resting(reactor)
 
     def ask(self, commands: Sequence[Command], replies: int = 0) -> Deferred[list[Any]]:
         """Send commands at once.
@@ -95,15 +95,7 @@ class RedisProtocol(Protocol):
 
     def rest(self, seconds: float) -> None:
         """Read nothing more for a moment. Does nothing while it rests already."""
-        if self._resting is None and not self._lost:
-            transport: Any = self.transport
-            transport.pauseProducing()
-            self._resting = self._clock.callLater(seconds, self._go_on)
-
-    def _go_on(self) -> None:
-        self._resting = None
-        transport: Any = self.transport
-        transport.resumeProducing()
+        self._resting.begin(self.transport, seconds)
 
     # The transport's protocol
 
@@ -141,9 +133,7 @@ class RedisProtocol(Protocol):
         if self._reason is None:
             self._reason = reason.value
         self._lost = True
-        if self._resting is not None:
-            self._resting.cancel()
-            self._resting = None
+        self._resting.end()
         unanswered, self._unanswered = self._unanswered, deque()
         for asked in unanswered:
             settle(asked.done, Failure(self.error()))

@@ -28,15 +28,11 @@ from twistedcelery.transports.interface import ReplyReceiver
 from twistedcelery.transports.redis.link import SubscriberLink
 from twistedcelery.transports.redis.offline_backend import OfflineRedisBackend
 from twistedcelery.transports.redis.requests import Reads
+from twistedcelery.transports.resting import CROWD, REST
 
 __all__ = ["RedisResults", "Subscriptions"]
 
 _log = Logger()
-
-#: With so many tasks waited for, what comes within `REST` seconds is read at once: each turn of the
-#: reactor costs more than a result.
-CROWD = 100
-REST = 0.004
 
 #: Seconds after which subscriptions end that are not needed any more.
 UNSUBSCRIBE_AFTER = 0.05

@@ -5,7 +5,6 @@ No other module of the threaded transport knows the classes of foreign exception
 
 from __future__ import annotations
 
-import re
 import struct
 from collections.abc import Iterator
 from typing import Any, Protocol
@@ -25,7 +24,7 @@ from twistedcelery.errors import (
     ReplyUndecodable,
     ResultError,
 )
-from twistedcelery.transports.connection import caused
+from twistedcelery.transports.connection import caused, is_limit
 
 __all__ = [
     "Redactor",
@@ -55,8 +54,6 @@ class ErrorClasses(Protocol):
 
 #: Classes that drivers raise for refused credentials, by name: the drivers are optional.
 _REFUSALS = frozenset({"AccessRefused", "NotAllowed", "AuthenticationError", "AuthorizationError"})
-#: RabbitMQ's words for a limit of connections, which passes. The class is ``NotAllowed``, too.
-_LIMIT = re.compile(r"limit \(\d+\) is reached")
 
 
 class Redactor:
@@ -105,7 +102,8 @@ def _passwords(url: str) -> Iterator[str]:
 
 def is_refusal(error: BaseException) -> bool:
     """Whether a server answered, and refused the credentials or the virtual host."""
-    if _LIMIT.search(str(error)):
+    if is_limit(str(error)):
+        # The class is ``NotAllowed``, too.
         return False
     return any(cls.__name__ in _REFUSALS for cls in type(error).__mro__)
 

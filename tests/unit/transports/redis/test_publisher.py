@@ -21,9 +21,9 @@ from twistedcelery.errors import (
     Unroutable,
 )
 from twistedcelery.transports.connection import Refused
-from twistedcelery.transports.publishing import TURN_BUDGET
 from twistedcelery.transports.redis.message_writer import MessageWriter
 from twistedcelery.transports.redis.publisher import RedisPublisher
+from twistedcelery.transports.turns import TURN_BUDGET
 
 
 class Scene:
