@@ -150,8 +150,7 @@ class Binding:
     def _bind(self) -> BoundTransport:
         _check_reactor(self._setup.reactor)
         with _reading_settings():
-            check_urls(self._setup.app.conf)
-            transport = find(self._setup.app, self._choice)
+            transport = _find(self._setup.app, self._choice)
             bound = self._bound = BoundTransport(transport, self._setup, self._receiver)
             self._process = os.getpid()
         self._receiver.source = bound.results
@@ -180,12 +179,18 @@ def _check_reactor(reactor: Any) -> None:
 
 
 def check_settings(app: Celery) -> None:
-    """Check that there are transports for an application's URLs.
+    """Check that an application's URLs can be used, and that there are transports for them.
 
-    :raises ConfigurationError: there are none
+    :raises ConfigurationError: they cannot, or there are none
     """
     with _reading_settings():
-        find(app, "auto")
+        _find(app, "auto")
+
+
+def _find(app: Celery, choice: str | Transport) -> Transport:
+    # First, since other errors may show what a URL parser takes for the host.
+    check_urls(app.conf)
+    return find(app, choice)
 
 
 @contextmanager

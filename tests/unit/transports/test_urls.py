@@ -38,6 +38,14 @@ def test_no_part_of_a_password_is_shown(setting, url):
     assert error.__cause__ is None
 
 
+def test_checked_before_any_call():
+    """The check that a bridge makes at its start refuses such a URL, too."""
+    app = Celery("unit", broker="amqp://me:abc/defg@host/v", backend="rpc://", set_as_current=False)
+    with pytest.raises(twistedcelery.ConfigurationError, match="broker_url") as refused:
+        twistedcelery.TwistedCelery.check(app)
+    assert "abc" not in str(refused.value)
+
+
 @pytest.mark.parametrize(
     "url",
     [
