@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from twisted.logger import Logger
 
-__all__ = ["LOG_INTERVAL", "CountedWarnings", "RepeatedWarnings"]
+__all__ = ["LOG_INTERVAL", "CountedWarnings", "RepeatedWarnings", "first_few"]
 
 #: Seconds until the same line is logged again.
 LOG_INTERVAL = 60.0
 
+#: Names that `first_few` shows.
+_FEW = 3
+
 #: Different lines within `LOG_INTERVAL`. The reasons of servers may differ in each attempt.
 MAX_LINES = 10
+
+
+def first_few(names: Sequence[str]) -> str:
+    """Some of many names, and how many more there are."""
+    more = f" and {len(names) - _FEW} more" if len(names) > _FEW else ""
+    return ", ".join(names[:_FEW]) + more
 
 
 class RepeatedWarnings:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -172,9 +171,8 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
 
 def _refuse_key(key: object) -> NoReturn:
     # Its value is not shown: it may be a secret under a wrong name.
-    close = difflib.get_close_matches(str(key), _CHECKS, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"accepted are: {', '.join(_CHECKS)}"
-    raise ConfigurationError(f"unknown configuration key {key!r:.80}; {hint}")
+    hint = did_you_mean(str(key), _CHECKS) or f"; accepted are: {', '.join(_CHECKS)}"
+    raise ConfigurationError(f"unknown configuration key {key!r:.80}{hint}")
 
 
 def _refuse(key: str, found: object, accepted: str) -> NoReturn:

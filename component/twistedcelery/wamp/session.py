@@ -245,14 +245,13 @@ class CeleryBridge(ApplicationSession):
 
     def _refuse(self, msg: Invocation) -> bool:
         registration = self._provided.get(msg.registration)
-        transport: Any = self._transport
         if registration is None or self._bridge is None:
             return False
         caller = Caller(msg.caller, msg.caller_authid, msg.caller_authrole)
         error = self._bridge.refusal(registration.procedure, caller)
         if error is None:
             return False
-        transport.send(Error(Invocation.MESSAGE_TYPE, msg.request, error.error, args=list(error.args)))
+        self._answer(msg.request, error)
         return True
 
     def _unreadable(self, message: Unreadable) -> None:
@@ -262,8 +261,12 @@ class CeleryBridge(ApplicationSession):
         error = self._bridge.errors.make(
             "invalid_arguments", f"the bridge did not decode the call: {message.reason}"
         )
-        transport: Any = self.transport
-        transport.send(Error(Invocation.MESSAGE_TYPE, message.number, error.error, args=list(error.args)))
+        self._answer(message.number, error)
+
+    def _answer(self, call: int, error: ApplicationError) -> None:
+        """Answer a call that Autobahn does not get."""
+        transport: Any = self._transport
+        transport.send(Error(Invocation.MESSAGE_TYPE, call, error.error, args=list(error.args)))
 
     def _drain(self) -> Deferred[None]:
         # Subscriptions before procedures: while the bridge holds the leader's, no other bridge takes over.

@@ -11,6 +11,7 @@ from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.logger import Logger
 
 from twistedcelery._deferreds import Waiters
+from twistedcelery._logging import first_few
 
 if TYPE_CHECKING:
     from twisted.python.failure import Failure
@@ -22,9 +23,6 @@ __all__ = ["Procedures", "Registrations"]
 
 #: Requests that wait for the router at once, so that ten thousand new tasks do not hold up everything else.
 MAX_REQUESTS = 100
-
-#: Procedures that a line in the log names.
-MAX_NAMES = 3
 
 _log = Logger()
 
@@ -177,12 +175,7 @@ class Registrations:
         # The session logs why it is of no use.
         if self._session.is_attached() and not self.are_forbidden:
             for reason, uris in refused.items():
-                more = f" and {len(uris) - MAX_NAMES} more" if len(uris) > MAX_NAMES else ""
-                _log.error(
-                    "{uris} could not be registered: {reason}",
-                    uris=", ".join(uris[:MAX_NAMES]) + more,
-                    reason=reason,
-                )
+                _log.error("{uris} could not be registered: {reason}", uris=first_few(uris), reason=reason)
 
 
 def _reason(failure: Failure) -> str:

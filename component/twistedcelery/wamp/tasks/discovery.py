@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from twisted.logger import Logger
 
+from twistedcelery._logging import first_few
 from twistedcelery.errors import Disconnected, TwistedCeleryError
 from twistedcelery.wamp.tasks.announced import ITEM, AnnouncedTasks, parse_registered
 
@@ -48,9 +49,6 @@ FIRST_ASK_DELAY = 0.5
 
 #: Seconds until a worker that has not replied is asked again.
 NEXT_ASK_DELAY = 5.0
-
-#: Tasks that a line in the log names.
-MAX_NAMES = 3
 
 _log = Logger()
 
@@ -239,10 +237,9 @@ class Discovery:
 def _log_changes(worker: str, appeared: Sequence[str], disappeared: Sequence[str]) -> None:
     for names, text in ((appeared, "has new tasks"), (disappeared, "was the last one with these tasks")):
         if names:
-            more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
             _log.info(
                 "the worker {worker!r:.255} {text}: {names}",
                 worker=worker,
                 text=text,
-                names=", ".join(f"{name!r:.255}" for name in sorted(names)[:MAX_NAMES]) + more,
+                names=first_few([f"{name!r:.255}" for name in sorted(names)]),
             )

@@ -116,10 +116,12 @@ def load_application(name: str | None) -> Celery:
         ``CELERY_BROKER_URL`` and ``CELERY_RESULT_BACKEND`` in the environment
     :raise ConfigurationError: if it cannot be imported, is something else, or has settings that cannot work
     """
-    if name is None:
-        app = Celery("twistedcelery", set_as_current=False)
-        TwistedCelery.check(app)
-        return app
+    app = Celery("twistedcelery", set_as_current=False) if name is None else _imported(name)
+    TwistedCelery.check(app)
+    return app
+
+
+def _imported(name: str) -> Celery:
     try:
         app = find_app(name)
         if isinstance(app, Celery):
@@ -136,7 +138,6 @@ def load_application(name: str | None) -> Celery:
             f"configuration key 'app': found {name!r:.80}, which is a {type(app).__name__}; "
             "accepted is a Celery application, as `celery -A` takes it"
         )
-    TwistedCelery.check(app)
     return app
 
 

@@ -59,7 +59,7 @@ class FollowedTask:
     ) -> None:
         """Nothing happens before `start`.
 
-        :param mergers: ``None``: it publishes no events, as those who sent the task do
+        :param mergers: ``None``: it publishes no events, since somebody else does
         :param arguments: as of `twistedcelery.wamp.events.merge.OwnTask`
         :param ended: called once with how it ended: the name of the final event, or `UNDELIVERED`
         """
@@ -86,10 +86,6 @@ class FollowedTask:
     def shows_life(self) -> bool:
         """Whether a worker has reported a state of it."""
         return self.state not in {states.PENDING, WAITING}
-
-    def publish_nothing(self) -> None:
-        """Publish no events of this task."""
-        self._events.stop()
 
     def start(self) -> None:
         """Begin to follow. What has happened already is reported before this returns."""

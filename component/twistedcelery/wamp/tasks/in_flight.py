@@ -94,17 +94,17 @@ class InFlight:
         :raise ApplicationError: if nothing was sent
         """
         self._admit(caller, is_scheduled(options))
-        config = self._config
+        config, declared = self._config, task.send_options()
         try:
             parsed = parse_options(options, config.allow_options)
             due_in, expires_in = self._times(parsed)
-            limit = config.expires_of(task.name) or self._times(task.send_options())[1] or config.max_expires
+            limit = config.expires_of(task.name) or self._times(declared)[1] or config.max_expires
             check_times(due_in, expires_in, config.max_countdown, limit)
         except NotAllowed as error:
             raise self._errors.make("not_allowed", f"celery_options: {error}") from error
         except OptionError as error:
             raise self._errors.make("invalid_arguments", f"celery_options: {error}") from error
-        return self._start(task, args, kwargs, parsed, caller)
+        return self._start(task, args, kwargs, declared, parsed, caller)
 
     def start(
         self,
@@ -120,7 +120,7 @@ class InFlight:
         :raise ApplicationError: if nothing was sent
         """
         self._admit(caller, is_scheduled(options))
-        return self._start(task, args, kwargs, options, caller)
+        return self._start(task, args, kwargs, task.send_options(), options, caller)
 
     def refusal(self, caller: Caller, scheduled: bool = False) -> ApplicationError | None:
         """The error of a task that cannot be sent now, since there are too many; ``None``: there is room.
@@ -148,6 +148,7 @@ class InFlight:
         task: ExposedTask,
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
+        declared: Mapping[str, Any],
         options: Mapping[str, Any],
         caller: Caller,
     ) -> FollowedTask:
@@ -157,7 +158,6 @@ class InFlight:
             task.check_arguments(args, kwargs)
         except (TypeError, ArgumentsRefused, TooManyItems) as error:
             raise self._errors.make("invalid_arguments", f"{task.name}: {error}") from error
-        declared = task.send_options()
         expires = self._config.expires_of(task.name)
         if expires is not None and {**declared, **options}.get("expires") is None:
             options = {**options, "expires": self._times(options)[0] + expires}
@@ -179,10 +179,8 @@ class InFlight:
         task_id = uuid() if ignored else self._context.ids.new()
         call = self._call(task, list(args), dict(kwargs), task_id, declared, options, caller.headers())
         arguments = {"args": list(args), "kwargs": dict(kwargs)} if self._config.publish_arguments else {}
-        mergers = None if call.sent_before else self._mergers
+        mergers = None if call.sent_before or ignored else self._mergers
         followed = FollowedTask(call, caller, arguments, self._context, mergers, self._ended)
-        if ignored:
-            followed.publish_nothing()
         slot = self._slots.take(followed, *self._times(chosen))
         if call.sent_before:
             self._joined[followed] = slot

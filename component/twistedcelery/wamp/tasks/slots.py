@@ -1,4 +1,4 @@
-"""Counts the tasks in flight, for all callers and for each, and refuses what is too many.
+"""Limits the tasks in flight, in total and for each caller.
 
 A task in flight is in one of three groups, each with the same limits:
 
