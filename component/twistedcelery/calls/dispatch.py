@@ -75,7 +75,7 @@ TRANSITIONS: Mapping[tuple[State, Event], State] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Route:
     """What every call of a client goes by.
 
@@ -103,8 +103,7 @@ class Route:
     preparing: Deadlines[Dispatch] = field(init=False)
 
     def __post_init__(self) -> None:
-        deadlines: Deadlines[Dispatch] = Deadlines(self.clock, Dispatch.give_up_preparing)
-        object.__setattr__(self, "preparing", deadlines)
+        self.preparing = Deadlines(self.clock, Dispatch.give_up_preparing)
 
 
 class Dispatch:
