@@ -23,11 +23,7 @@ async def test_killed(trial, rabbitmq_node, worker, new_client):
     tx_app = new_client(create_app(url, "rpc://"), lost_after=5)
     async with trial.calls(tx_app, seconds=0.01) as load:
         await deferToThread(rabbitmq_node.broker.sync)
-        await load.burst(trial.size.calls)
-        await load.all_confirmed()
-        assert len(load.open) > 10
-        await deferToThread(rabbitmq_node.kill)
-        await until(lambda: not tx_app.connected)
+        await load.lose_broker(trial.size.calls, rabbitmq_node.kill, tx_app)
         await deferToThread(rabbitmq_node.start)
     assert trial.counts.results == trial.size.calls
 
@@ -75,10 +71,7 @@ async def test_data_lost(trial, rabbitmq_node, worker, new_client):
     await deferToThread(worker, broker=url, app=APP)
     tx_app = new_client(create_app(url, "rpc://"), lost_after=5)
     async with trial.calls(tx_app, seconds=0.01) as load:
-        await load.burst(trial.size.calls)
-        await load.all_confirmed()
-        await deferToThread(rabbitmq_node.kill)
-        await until(lambda: not tx_app.connected)
+        await load.lose_broker(trial.size.calls, rabbitmq_node.kill, tx_app)
         await deferToThread(rabbitmq_node.wipe)
         await deferToThread(rabbitmq_node.start)
     trial.ended_with({"ResultLost"})

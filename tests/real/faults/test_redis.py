@@ -12,7 +12,6 @@ from tests.real.faults.tasks import APP
 from tests.real.faults.trial import Size, fault
 from tests.support.redis import RedisServer
 from tests.support.taskapp import create_app
-from tests.support.waiting import until
 
 # Celery's Redis backend, as workers use it.
 pytestmark = pytest.mark.filterwarnings("ignore:Call to deprecated setex:DeprecationWarning")
@@ -63,11 +62,7 @@ def administrator(server):
 async def kill_and_restart(trial, server, tx_app):
     # kombu looks for messages whose time is up after 100 seconds.
     async with trial.calls(tx_app, seconds=0.01, patience=180) as load:
-        await load.burst(trial.size.calls)
-        await load.all_confirmed()
-        assert len(load.open) > 10
-        await deferToThread(server.kill)
-        await until(lambda: not tx_app.connected)
+        await load.lose_broker(trial.size.calls, server.kill, tx_app)
         await deferToThread(server.start)
         # The users of this one are in no file.
         with administrator(server) as admin:

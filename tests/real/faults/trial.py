@@ -143,6 +143,17 @@ class Load:
         """Wait until the broker has taken, or refused, the message of each call that was made."""
         await until(lambda: self._unconfirmed == 0, what="the broker has all messages")
 
+    async def lose_broker(self, count: int, kill: Callable[[], object], client: TwistedCelery) -> None:
+        """Make calls, and kill the broker, or the result backend, while tasks are under way.
+
+        :param kill: blocks
+        """
+        await self.burst(count)
+        await self.all_confirmed()
+        assert len(self.open) > 10
+        await deferToThread(kill)
+        await until(lambda: not client.connected)
+
     def cancel_all(self) -> None:
         """Cancel all calls that have not ended."""
         for call in list(self.open.values()):
