@@ -159,7 +159,7 @@ class Result:
 class Family:
     """Rows that are measured together.
 
-    :ivar calls: made by each contender in a round, unless told otherwise
+    :ivar calls: made by each contender in a round, by default
     :ivar rounds: how many, whatever the command says; ``None``: as it says
     """
 

@@ -33,32 +33,32 @@ class Measured:
 
 
 def run(
-    families: Iterable[Family], rounds: int, calls: int | None, tell: Callable[[str], None] = print
+    families: Iterable[Family], rounds: int, calls: int | None, log: Callable[[str], None] = print
 ) -> list[Measured]:
     """Run families, one after another.
 
     :param calls: for all contenders, instead of their families' own numbers
-    :param tell: is given a line for each run of a contender
+    :param log: called with a line for each run of a contender
     """
     with Servers() as servers:
         return [
-            _run(servers, family, family.rounds or rounds, calls or family.calls, tell) for family in families
+            _run(servers, family, family.rounds or rounds, calls or family.calls, log) for family in families
         ]
 
 
-def _run(servers: Servers, family: Family, rounds: int, calls: int, tell: Callable[[str], None]) -> Measured:
-    tell(f"\n{family.name}: {family.title}; {calls} calls, {rounds} rounds")
+def _run(servers: Servers, family: Family, rounds: int, calls: int, log: Callable[[str], None]) -> Measured:
+    log(f"\n{family.name}: {family.title}; {calls} calls, {rounds} rounds")
     try:
         with servers.scene(family.scene, calls) as workload:
-            measured, problems = _rounds(family, rounds, workload, tell)
+            measured, problems = _rounds(family, rounds, workload, log)
     except ServerMissing as missing:
-        tell(f"  {missing}")
+        log(f"  {missing}")
         return Measured(family, calls, (), {contender.name: str(missing) for contender in family.contenders})
     return Measured(family, calls, measured, problems)
 
 
 def _rounds(
-    family: Family, rounds: int, workload: Workload, tell: Callable[[str], None]
+    family: Family, rounds: int, workload: Workload, log: Callable[[str], None]
 ) -> tuple[tuple[Round, ...], dict[str, str]]:
     """Interleave the contenders, and let each begin a round in its turn."""
     problems: dict[str, str] = {}
@@ -72,9 +72,9 @@ def _rounds(
                 measured[contender.name] = contender.measure(workload)
             except ContenderFailed as failed:
                 problems[contender.name] = str(failed)
-                tell(f"  {contender.title}: {failed}")
+                log(f"  {contender.title}: {failed}")
             else:
-                tell(f"  round {number + 1}, {contender.title}: {_line(measured[contender.name])}")
+                log(f"  round {number + 1}, {contender.title}: {_line(measured[contender.name])}")
         finished.append(measured)
     return tuple(finished), problems
 

@@ -1,4 +1,4 @@
-"""Keeps messages whose confirmation was lost: a state of its task proves that the broker had one."""
+"""Tracks messages whose confirmation was lost: a state of the task proves that the broker took one."""
 
 from __future__ import annotations
 

@@ -212,7 +212,7 @@ class Subscription(Protocol):
     """A queue that is consumed."""
 
     def renew(self) -> Deferred[None] | None:
-        """Declare the queue again, where the broker may have forgotten it without a word.
+        """Declare the queue again, where the broker may have lost it without closing the link.
 
         :return: ``None`` where a broker says so, else a Deferred that fires once it is declared. It may fail
             with a `twistedcelery.errors.PublishError`.

@@ -2,7 +2,7 @@
 
 `publisher`, `results` and `subscriber` each keep a `twistedcelery.transports.connection`, which asks
 `brokers` where to connect and makes one `link` after another; `declarer` declares queues and
-exchanges, and `silence` finds out that a broker is gone without a word. pika is imported in `link` alone.
+exchanges, and `silence` detects a broker that no longer answers. pika is imported in `link` alone.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Finds out that a broker is gone without a word: a network that swallows everything.
+"""Detects a silent broker: one behind a network that drops every packet.
 
-TCP notices that after a quarter of an hour or never, and AMQP's heartbeats after two of them: with
-Celery's default settings, four minutes. So a broker that says nothing is asked something.
+TCP notices it after a quarter of an hour or never, AMQP after two heartbeats: with Celery's default settings,
+four minutes. So the client sends a request to a broker that is silent.
 """
 
 from __future__ import annotations

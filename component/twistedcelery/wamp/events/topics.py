@@ -3,9 +3,9 @@
 Each event goes to the topic of its task and kind, and to the topic of the one run. On the latter
 the router retains it for late subscribers, if the configuration says so.
 
-Nothing is published that nobody has subscribed to. The router tells of a new subscription a moment after it
-has made it, and a client may subscribe and call at once. So what was not published within the last
-second is, when such a subscription turns out to be older than it.
+Only topics with subscribers get events. The bridge learns of a new subscription a moment late, and a client
+may subscribe and call without waiting. So the publisher keeps the events of the last second that had no
+subscriber, and publishes those that are newer than a subscription of which it learns.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _VALUES = frozenset({"args", "kwargs", "result"})
 #: Final events that are kept while there is no session. The oldest are dropped first.
 _MAX_KEPT = 1000
 
-#: Events that nobody had subscribed to are kept so long, in seconds, and at most so many.
+#: How long, in seconds, and how many events without a subscriber are kept.
 _RECENT = 1.0
 _MAX_RECENT = 1000
 
@@ -117,7 +117,7 @@ class EventPublisher:
         self._clock = clock
         self._wall_clock = wall_clock
         self._audience = Audience(uris.owns, self._subscribed)
-        #: What nobody had subscribed to: when it would have been published, and where.
+        #: Events without a subscriber: when they were due, and their topic.
         self._recent: deque[tuple[float, str, TaskEvent]] = deque(maxlen=_MAX_RECENT)
         self._forgetting: Timer | None = None
         self._session: WampSession | None = None
@@ -144,7 +144,7 @@ class EventPublisher:
             self._session = None
 
     def drain(self, session: WampSession) -> None:
-        """A session is about to leave. The router tells it nothing any more, so everything is published."""
+        """Publish every event from now on: a session that is about to leave learns of no subscriptions."""
         self._audience.detach(session)
 
     def publish(self, event: TaskEvent, keep: bool = True) -> None:
@@ -184,7 +184,7 @@ class EventPublisher:
                 self._send(session, topic, payload, event.caller, retain=retain)
 
     def _subscribed(self, pattern: Pattern) -> None:
-        """Publish what somebody was to get who had subscribed already."""
+        """Publish the events of the last second that are newer than a subscription."""
         if self._session is None:
             return
         recent = list(self._recent)

@@ -1,8 +1,8 @@
-"""Knows which topics somebody has subscribed to, so that nothing is published that nobody gets.
+"""Tracks which topics have subscribers, so that the bridge publishes no event without one.
 
-The router tells by its meta API: ``wamp.subscription.on_create`` when the first one subscribes to a
-topic or a pattern, ``on_delete`` when the last one has left, and ``list`` and ``get`` what there was
-before. A bridge that may not ask, or that does not know yet, takes it that everybody listens.
+The router's meta API reports it: ``wamp.subscription.on_create`` for the first subscriber of a topic or a
+pattern, ``on_delete`` after the last one has left, ``list`` and ``get`` for earlier subscriptions. While the
+bridge does not know them, or is not allowed to ask, every topic counts as subscribed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _log = Logger()
 
 
 class Pattern:
-    """What one subscription is for.
+    """The topics of one subscription.
 
     :param match: WAMP's matching policy
     :param created: when the router made it: seconds since the epoch
@@ -49,7 +49,7 @@ class Pattern:
         self._components = uri.split(".") if match == "wildcard" else []
 
     def matches(self, topic: str) -> bool:
-        """Whether an event on a topic goes to its subscribers."""
+        """Whether a topic is one of them."""
         if self.match == "prefix":
             return topic.startswith(self.uri)
         if self.match == "exact":
@@ -72,7 +72,7 @@ class Audience:
         self._created = created
         self._session: WampSession | None = None
         self._is_known = False
-        self._has_told = False
+        self._has_logged = False
         #: By the router's ids; those that have ended before anything was known of them are in the set.
         self._subscriptions: dict[int, Pattern] = {}
         self._ended: set[int] = set()
@@ -83,16 +83,16 @@ class Audience:
         """Ask the router."""
         self._forget()
         self._session = session
-        self._ask(session).addErrback(self._not_told, session)
+        self._ask(session).addErrback(self._not_allowed, session)
 
     def detach(self, session: WampSession) -> None:
-        """A session is about to leave, or has ended. Does nothing if another has replaced it already."""
+        """Forget all: a session is about to leave, or has ended. Does nothing if another has replaced it."""
         if self._session is session:
             self._session = None
             self._forget()
 
     def has(self, topic: str) -> bool:
-        """Whether somebody gets an event on a topic, as far as is known."""
+        """Whether a topic has subscribers, as far as the bridge knows."""
         if not self._is_known or topic in self._exact:
             return True
         return any(pattern.matches(topic) for pattern in self._patterns.values())
@@ -162,17 +162,17 @@ class Audience:
         self._subscriptions[details["id"]] = pattern
         return pattern
 
-    def _not_told(self, failure: Failure, session: WampSession) -> None:
+    def _not_allowed(self, failure: Failure, session: WampSession) -> None:
         if failure.check(TransportLost) or self._session is not session or not session.is_attached():
             # The next session asks again.
             return
         self._forget()
-        if not self._has_told:
-            self._has_told = True
+        if not self._has_logged:
+            self._has_logged = True
             _log.info(
-                "the router does not tell the bridge who has subscribed ({reason}), so events are published "
-                "whether somebody listens or not. Allow its role to subscribe to '{meta}.' and to call "
-                "'{meta}.list' and '{meta}.get'.",
+                "the bridge is not allowed to see subscriptions ({reason}), so it publishes events without "
+                "subscribers, too. Allow its role to subscribe to '{meta}.on_create' and '{meta}.on_delete', "
+                "and to call '{meta}.list' and '{meta}.get'.",
                 reason=getattr(failure.value, "error", failure.value),
                 meta=_META,
             )
