@@ -228,6 +228,18 @@ def test_what_is_long_over_is_not_published(setup, router):
     assert not one.session.published
 
 
+def test_no_timer_outlives_the_session(setup, router):
+    """What was kept for its subscribers goes with it."""
+    one = setup(events=True, max_in_flight_age=None)
+    publish(one, router)
+    one.call("app.add", 1, 2)
+    one.last.mark_published()
+    assert one.clock.getDelayedCalls()
+    one.bridge.detach(one.session)
+    assert not one.clock.getDelayedCalls()
+    assert not one.bridge._events._recent
+
+
 def publish(one: Any, router: Router) -> None:
     """Let a bridge's session be answered by a router."""
     one.session.listen, one.session.call = router.listen, router.call

@@ -130,7 +130,7 @@ class EventPublisher:
     def attach(self, session: WampSession) -> None:
         """Publish over this session from now on, beginning with the events that were kept."""
         self._session = session
-        self._recent.clear()
+        self._forget_all()
         self._audience.attach(session)
         kept = list(self._kept)
         self._kept.clear()
@@ -142,6 +142,7 @@ class EventPublisher:
         self._audience.detach(session)
         if self._session is session:
             self._session = None
+            self._forget_all()
 
     def drain(self, session: WampSession) -> None:
         """Publish every event from now on: a session that is about to leave learns of no subscriptions."""
@@ -195,6 +196,12 @@ class EventPublisher:
                 self._publish_on(self._session, {topic: False}, event)
             else:
                 self._recent.append((at, topic, event))
+
+    def _forget_all(self) -> None:
+        self._recent.clear()
+        if self._forgetting is not None:
+            self._forgetting.cancel()
+            self._forgetting = None
 
     def _forget(self) -> None:
         """Keep nothing for long: a result may be large."""
